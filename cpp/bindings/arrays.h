@@ -1,0 +1,128 @@
+// How arrays cross the border: checked against a dtype, a layout and a shape, and refused with the name of the argument.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../kernels.h"
+#include "../memory.h"
+
+namespace rheme {
+
+namespace py = pybind11;
+using Optional = std::optional<py::array>;
+
+inline std::string shape_text(const std::vector<long>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i)
+    text += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+inline std::vector<long> shape_of(const py::array& a) { return std::vector<long>(a.shape(), a.shape() + a.ndim()); }
+
+[[noreturn]] inline void refuse(const std::string& name, const std::string& what) { throw py::value_error(name + ": " + what); }
+
+// -1 in `shape` is any size. The result is what a.data() is, typed.
+template <class T>
+T* checked(const py::array& a, const std::string& name, const std::vector<long>& shape, bool writeable = false) {
+  if (!py::isinstance<py::array_t<T>>(a))
+    refuse(name, "dtype " + std::string(py::str(a.dtype())) + ", wanted " + std::string(py::str(py::dtype::of<T>())));
+  bool matches = a.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; matches && i < shape.size(); ++i) matches = shape[i] < 0 || a.shape(i) == shape[i];
+  if (!matches) refuse(name, "shape " + shape_text(shape_of(a)) + ", wanted " + shape_text(shape));
+  if (!(a.flags() & py::array::c_style)) refuse(name, "not C-contiguous");
+  if (writeable && !a.writeable()) refuse(name, "read-only");
+  return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+template <class T>
+T* checked(const Optional& a, const std::string& name, const std::vector<long>& shape) {
+  return a ? checked<T>(*a, name, shape) : nullptr;
+}
+
+// Size of an axis, before the full check: the rank must be right.
+inline long axis(const py::array& a, const char* name, int i, int ndim) {
+  if (a.ndim() != ndim) refuse(name, std::to_string(a.ndim()) + " axes, wanted " + std::to_string(ndim));
+  return a.shape(i);
+}
+
+// Calls f with a float or a double, by the dtype of `a`.
+template <class F>
+auto by_dtype(const py::array& a, const char* name, F&& f) {
+  if (py::isinstance<py::array_t<float>>(a)) return f(float());
+  if (py::isinstance<py::array_t<double>>(a)) return f(double());
+  refuse(name, "dtype " + std::string(py::str(a.dtype())) + ", wanted float32 or float64");
+}
+
+// A new array of the arena, contents undefined.
+template <class T>
+py::array make(const std::vector<long>& shape) {
+  size_t elements = 1;
+  for (long n : shape) elements *= static_cast<size_t>(n);
+  void* block = arena_allocate(elements * sizeof(T));
+  py::capsule owner(block, [](void* p) { arena_free(p); });
+  return py::array(py::dtype::of<T>(), std::vector<py::ssize_t>(shape.begin(), shape.end()), block, owner);
+}
+
+template <class T>
+T* data(py::array& a) {
+  return static_cast<T*>(a.mutable_data());
+}
+
+template <class T>
+const Table<T>& table();
+template <>
+inline const Table<float>& table<float>() {
+  return kernels().f32;
+}
+template <>
+inline const Table<double>& table<double>() {
+  return kernels().f64;
+}
+
+// Calls a kernel with the GIL released.
+template <class Args>
+void call(void (*kernel)(const Args&), const Args& args) {
+  py::gil_scoped_release release;
+  kernel(args);
+}
+
+// Weights in panel order, made once and used many times.
+struct Packed {
+  std::vector<void*> blocks;  // linear: one; lstm: (ih, hh) per direction
+  std::vector<long> shape;    // linear: (C, K); lstm: (I, H, R)
+  bool is_double = false;
+  size_t bytes = 0;
+
+  Packed() = default;
+  Packed(const Packed&) = delete;
+  ~Packed() {
+    for (void* block : blocks) arena_free(block);
+  }
+  template <class T>
+  T* add(long elements) {
+    void* block = arena_allocate(static_cast<size_t>(elements) * sizeof(T));
+    blocks.push_back(block);
+    bytes += static_cast<size_t>(elements) * sizeof(T);
+    return static_cast<T*>(block);
+  }
+  template <class T>
+  const T* panels(size_t i, const std::vector<long>& wanted) const {
+    if (shape != wanted || is_double != (sizeof(T) == 8))
+      refuse("packed", "made from weights of shape " + shape_text(shape) + ", wanted " + shape_text(wanted));
+    return static_cast<const T*>(blocks[i]);
+  }
+};
+
+// One function per file of this folder adds its ops to the module.
+void bind_machine(py::module_& m);
+void bind_products(py::module_& m);
+
+}  // namespace rheme

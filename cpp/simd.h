@@ -1,0 +1,189 @@
+// The vectors of the ISA being compiled, for float and double. Included by kernel files only: they are compiled once per ISA,
+// with RHEME_NS naming the namespace (baseline, avx2, avx512, neon). Everything here has internal linkage, so that no object
+// exports a weak symbol that the linker could take from a wider ISA. No STL, no <cmath>.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+#define RHEME_VECTOR_BYTES 64
+#define RHEME_REGISTERS 32
+#elif defined(__AVX2__)
+#define RHEME_VECTOR_BYTES 32
+#define RHEME_REGISTERS 16
+#elif defined(__ARM_NEON)
+#define RHEME_VECTOR_BYTES 16
+#define RHEME_REGISTERS 32
+#else
+#define RHEME_VECTOR_BYTES 16
+#define RHEME_REGISTERS 16
+#endif
+
+#define RHEME_FN static inline __attribute__((always_inline))
+
+#include "formulas.h"
+
+namespace rheme {
+namespace RHEME_NS {
+namespace {
+
+// Loads and stores go through types of alignment 1 element that may alias: a memcpy into an array of vectors keeps GCC 12 from
+// holding the array in registers (measured: three times slower).
+template <class T>
+struct Types;
+template <>
+struct Types<float> {
+  typedef float Vector __attribute__((vector_size(RHEME_VECTOR_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(RHEME_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t Int __attribute__((vector_size(RHEME_VECTOR_BYTES)));
+};
+template <>
+struct Types<double> {
+  typedef double Vector __attribute__((vector_size(RHEME_VECTOR_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(RHEME_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t Int __attribute__((vector_size(RHEME_VECTOR_BYTES)));
+};
+
+RHEME_FN Types<float>::Vector fma_vector(Types<float>::Vector a, Types<float>::Vector b, Types<float>::Vector c) {
+#if defined(__AVX512F__)
+  return (Types<float>::Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Types<float>::Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Types<float>::Vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;  // two roundings: the baseline has no fused multiply-add, and its bits differ from the others'
+#endif
+}
+RHEME_FN Types<double>::Vector fma_vector(Types<double>::Vector a, Types<double>::Vector b, Types<double>::Vector c) {
+#if defined(__AVX512F__)
+  return (Types<double>::Vector)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (Types<double>::Vector)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__ARM_NEON)
+  return (Types<double>::Vector)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// The part of the traits that float and double share. S::V is the vector, S::I its integer twin (also the type of comparisons).
+template <class T>
+struct Common {
+  typedef T Scalar;
+  typedef typename Types<T>::Vector V;
+  typedef typename Types<T>::Int I;
+  static constexpr long W = RHEME_VECTOR_BYTES / sizeof(T);
+
+  RHEME_FN V set(T x) { return V{} + x; }
+  RHEME_FN V load(const T* p) { return *reinterpret_cast<const typename Types<T>::Unaligned*>(p); }
+  RHEME_FN void store(T* p, V x) { *reinterpret_cast<typename Types<T>::Unaligned*>(p) = x; }
+  // The first n < W elements; the others read as `fill` and are not written.
+  RHEME_FN V load_part(const T* p, long n, T fill = T(0)) {
+    T buffer[W];
+    for (long i = 0; i < W; ++i) buffer[i] = i < n ? p[i] : fill;
+    return load(buffer);
+  }
+  RHEME_FN void store_part(T* p, V x, long n) {
+    T buffer[W];
+    store(buffer, x);
+    for (long i = 0; i < n; ++i) p[i] = buffer[i];
+  }
+  RHEME_FN V fma(V a, V b, V c) { return fma_vector(a, b, c); }
+  RHEME_FN V select(I mask, V a, V b) { return mask ? a : b; }
+  RHEME_FN V max(V a, V b) { return a > b ? a : b; }  // compare and select: the same for NaN and -0 on every ISA
+  RHEME_FN V min(V a, V b) { return a < b ? a : b; }
+  RHEME_FN V abs(V x) { return x < T(0) ? -x : x; }
+};
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> : Common<float> {
+  RHEME_FN V bits_to_float(I x) { return (V)x; }
+  RHEME_FN I float_to_bits(V x) { return (I)x; }
+  RHEME_FN I to_int(V x) { return __builtin_convertvector(x, I); }  // exact values only
+  RHEME_FN V to_float(I x) { return __builtin_convertvector(x, V); }
+  RHEME_FN V exp(V x) { return exp_f32<Simd<float>>(x); }
+  RHEME_FN V log(V x) { return log_f32<Simd<float>>(x); }
+  RHEME_FN V tanh(V x) { return tanh_f32<Simd<float>>(x); }
+  RHEME_FN V sigmoid(V x) { return sigmoid_any<Simd<float>>(x); }
+  RHEME_FN V sqrt(V x) {
+    V y;
+    for (long i = 0; i < W; ++i) y[i] = __builtin_sqrtf(x[i]);
+    return y;
+  }
+};
+
+// double serves gradient checks: libm, lane by lane.
+template <>
+struct Simd<double> : Common<double> {
+#define RHEME_LANES(name, call)                     \
+  RHEME_FN V name(V x) {                            \
+    V y;                                            \
+    for (long i = 0; i < W; ++i) y[i] = call(x[i]); \
+    return y;                                       \
+  }
+  RHEME_LANES(exp, __builtin_exp)
+  RHEME_LANES(log, __builtin_log)
+  RHEME_LANES(tanh, __builtin_tanh)
+  RHEME_LANES(sqrt, __builtin_sqrt)
+#undef RHEME_LANES
+  RHEME_FN V sigmoid(V x) { return sigmoid_any<Simd<double>>(x); }
+};
+
+// Reductions run over 16 virtual lanes on every ISA and end in one fixed tree, so that a sum has the same bits everywhere.
+constexpr long kLanes = 16;
+
+template <class T>
+struct Lanes {
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  static constexpr long N = kLanes / S::W;
+  V v[N];
+
+  RHEME_FN Lanes set(T x) {
+    Lanes r;
+    for (long i = 0; i < N; ++i) r.v[i] = S::set(x);
+    return r;
+  }
+  RHEME_FN Lanes load(const T* p) {
+    Lanes r;
+    for (long i = 0; i < N; ++i) r.v[i] = S::load(p + i * S::W);
+    return r;
+  }
+  RHEME_FN Lanes load_part(const T* p, long n, T fill) {
+    T buffer[kLanes];
+    for (long i = 0; i < kLanes; ++i) buffer[i] = i < n ? p[i] : fill;
+    return load(buffer);
+  }
+  RHEME_FN void store(T* p, Lanes x) {
+    for (long i = 0; i < N; ++i) S::store(p + i * S::W, x.v[i]);
+  }
+  RHEME_FN T sum(Lanes x) {
+    T l[kLanes];
+    store(l, x);
+    for (long width = kLanes / 2; width >= 1; width /= 2)
+      for (long i = 0; i < width; ++i) l[i] = l[i] + l[i + width];
+    return l[0];
+  }
+  RHEME_FN T max(Lanes x) {
+    T l[kLanes];
+    store(l, x);
+    T m = l[0];
+    for (long i = 1; i < kLanes; ++i) m = m > l[i] ? m : l[i];
+    return m;
+  }
+};
+
+}  // namespace
+}  // namespace RHEME_NS
+}  // namespace rheme

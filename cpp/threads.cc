@@ -1,0 +1,166 @@
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+namespace rheme {
+namespace {
+
+void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A worker joins a job by raising `joined` while the job is open; the caller closes the job when no index is left and waits for
+// those who joined only, so a worker that the scheduler keeps off its core delays nobody.
+struct Pool {
+  static constexpr unsigned kOpen = 1u << 16;  // in `state`; the low bits count the workers that joined
+  static constexpr int kMaxWorkers = 255;
+
+  std::mutex owner;  // held by the caller whose job runs
+  std::atomic<unsigned> state{0};
+  std::atomic<long> next{0};
+  std::atomic<int> limit{0};  // workers with an id below it may join
+  TaskFunction fn = nullptr;
+  void* context = nullptr;
+  long tasks = 0;
+
+  std::mutex sleep_mutex;
+  std::condition_variable wake;
+  std::atomic<int> sleepers{0};
+  int workers = 0;
+
+  void run_tasks() {
+    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(context, i);
+  }
+
+  bool join(int id) {
+    unsigned s = state.load(std::memory_order_acquire);
+    while ((s & kOpen) && id < limit.load(std::memory_order_relaxed))
+      if (state.compare_exchange_weak(s, s + 1, std::memory_order_acq_rel)) return true;
+    return false;
+  }
+
+  void work(int id) {
+    for (;;) {
+      // Spinning hides the wake-up between the jobs of one call; past 50 us it would only take the core from a neighbour.
+      const auto start = std::chrono::steady_clock::now();
+      bool joined = false;
+      for (int spin = 0; !(joined = join(id)); ++spin) {
+        pause_briefly();
+        if (spin % 64 == 63 && std::chrono::steady_clock::now() - start > std::chrono::microseconds(50)) break;
+      }
+      if (!joined) {
+        std::unique_lock<std::mutex> lock(sleep_mutex);
+        sleepers.fetch_add(1);
+        wake.wait(lock, [&] { return (state.load() & kOpen) && id < limit.load(); });
+        sleepers.fetch_sub(1);
+        continue;
+      }
+      run_tasks();
+      state.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  void run(long count, TaskFunction function, void* ctx, int threads) {
+    while (workers < threads - 1 && workers < kMaxWorkers) {
+      const int id = workers++;
+      std::thread([this, id] { work(id); }).detach();
+    }
+    fn = function;
+    context = ctx;
+    tasks = count;
+    next.store(0, std::memory_order_relaxed);
+    limit.store(threads - 1, std::memory_order_relaxed);
+    state.store(kOpen);
+    if (sleepers.load() > 0) {
+      std::lock_guard<std::mutex> lock(sleep_mutex);
+      wake.notify_all();
+    }
+    run_tasks();
+    state.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spin = 0; state.load(std::memory_order_acquire) != 0; ++spin) {
+      pause_briefly();
+      if (spin > 2000) sched_yield();
+    }
+  }
+};
+
+// Leaked on purpose: workers may still wait on it while the process ends. A child of fork has no workers, so it starts anew.
+std::atomic<Pool*> pool{nullptr};
+thread_local bool inside = false;
+
+Pool* get_pool() {
+  Pool* p = pool.load(std::memory_order_acquire);
+  if (p) return p;
+  static std::once_flag registered;
+  std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); }); });
+  Pool* fresh = new Pool;
+  if (pool.compare_exchange_strong(p, fresh)) return fresh;
+  delete fresh;
+  return p;
+}
+
+// The smaller of CPU affinity and the cgroup's quota (v2), rounded up.
+int default_threads() {
+  if (const char* forced = std::getenv("RHEME_NUM_THREADS")) {
+    const int n = std::atoi(forced);
+    if (n >= 1) return n;
+  }
+  int n = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    long quota = 0, period = 0;
+    if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0) {
+      const int allowed = static_cast<int>((quota + period - 1) / period);
+      if (allowed < n) n = allowed;
+    }
+    std::fclose(file);
+  }
+#endif
+  return n < 1 ? 1 : n;
+}
+
+std::atomic<int> threads{0};
+
+}  // namespace
+
+int num_threads() {
+  int n = threads.load(std::memory_order_relaxed);
+  if (n == 0) threads.store(n = default_threads(), std::memory_order_relaxed);
+  return n;
+}
+
+void set_num_threads(int n) { threads.store(n < 1 ? 1 : n, std::memory_order_relaxed); }
+
+void parallel_for(long tasks, TaskFunction fn, void* context) {
+  const int wanted = num_threads();
+  const long useful = tasks < wanted ? tasks : wanted;
+  if (useful > 1 && !inside) {
+    Pool* p = get_pool();
+    if (p->owner.try_lock()) {
+      inside = true;
+      p->run(tasks, fn, context, static_cast<int>(useful));
+      inside = false;
+      p->owner.unlock();
+      return;
+    }
+  }
+  for (long i = 0; i < tasks; ++i) fn(context, i);
+}
+
+}  // namespace rheme

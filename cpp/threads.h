@@ -1,0 +1,16 @@
+// The only thread pool. Nothing inline: the header is shared by objects compiled for different ISAs.
+#pragma once
+
+namespace rheme {
+
+typedef void (*TaskFunction)(void* context, long index);
+
+// Calls fn(context, 0 .. tasks-1), each once, on up to num_threads() threads (the caller is one of them), and returns when all
+// are done. Which thread takes which index is not fixed, so a task must own its outputs. If the pool is busy with another
+// Python thread's call, or this is a nested call, the caller runs all tasks itself.
+void parallel_for(long tasks, TaskFunction fn, void* context);
+
+int num_threads();
+void set_num_threads(int n);  // n >= 1
+
+}  // namespace rheme

@@ -1,0 +1,431 @@
+"""Modules: parameters with names, and the layers built from `functional`.
+
+Nothing here draws random numbers of its own accord: parameters are initialised from (seed, stream), the stream counting
+parameters in order of creation (`init_scope`), and dropout masks from (seed, step, call) (`dropout_scope`).
+"""
+
+import contextlib
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from rheme import functional as F
+from rheme import ops
+from rheme.autograd import Tensor, grad_enabled
+from rheme.errors import InputError, RhemeError
+from rheme.ops import Array
+
+State = tuple[Any, Any]
+
+
+# Randomness -------------------------------------------------------------------------------------------------------------------
+
+# A seed's streams: 0.. for parameters; dropout's have the top bit set, then the step, then the call within the step.
+_DROPOUT = 1 << 63
+_CALLS = 1 << 20
+
+
+class _Scopes(threading.local):
+    """The innermost (seed, counter) of each kind in this thread; outside of any scope the seed is 0 and the count goes on."""
+
+    def __init__(self) -> None:
+        self.init: tuple[int, Iterator[int]] = (0, itertools.count())
+        self.dropout: tuple[int, int, Iterator[int]] = (0, 0, itertools.count())
+
+
+_scopes = _Scopes()
+
+
+@contextlib.contextmanager
+def init_scope(seed: int = 0) -> Iterator[None]:
+    """Parameters made within it are functions of the seed, their order of creation and their shape alone."""
+    before, _scopes.init = _scopes.init, (seed, itertools.count())
+    try:
+        yield
+    finally:
+        _scopes.init = before
+
+
+@contextlib.contextmanager
+def dropout_scope(seed: int, step: int) -> Iterator[None]:
+    """Dropout within it is a function of the seed, the step, the call's number within the scope, and the shape alone."""
+    before, _scopes.dropout = _scopes.dropout, (seed, step, itertools.count())
+    try:
+        yield
+    finally:
+        _scopes.dropout = before
+
+
+def _uniform(shape: Sequence[int], bound: float) -> Array:
+    seed, streams = _scopes.init
+    u = ops.random_uniform(seed, next(streams), 0, shape, np.float32)
+    return ops.mul(ops.sub(u, 0.5), 2.0 * bound)
+
+
+def _normal(shape: Sequence[int], deviation: float) -> Array:
+    seed, streams = _scopes.init
+    return ops.mul(ops.random_normal(seed, next(streams), 0, shape, np.float32), deviation)
+
+
+# Modules ----------------------------------------------------------------------------------------------------------------------
+
+
+class Parameter(Tensor):
+    """A tensor that a module trains."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, requires_grad=True)
+
+
+class Module:
+    """Something with parameters.
+
+    Parameters and modules set as attributes (or in lists and tuples set as attributes) are found by themselves, in the order in which the
+    attributes were first set. A parameter found twice (tied) counts once, under its first name.
+    """
+
+    training: bool = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    forward: Callable[..., Any]
+
+    def _children(self) -> Iterator[tuple[str, Any]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter | Module):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                for index, item in enumerate(value):
+                    if isinstance(item, Parameter | Module):
+                        yield f"{name}.{index}", item
+
+    def modules(self) -> Iterator["Module"]:
+        """This module and all within it, each once."""
+        found: dict[int, Module] = {}
+        stack: list[Module] = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in found:
+                found[id(module)] = module
+                stack += [child for _, child in module._children() if isinstance(child, Module)][::-1]
+        return iter(found.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter), names joined by dots, in order of definition."""
+        seen: set[int] = set()
+
+        def walk(module: Module, prefix: str) -> Iterator[tuple[str, Parameter]]:
+            for name, child in module._children():
+                if id(child) in seen:
+                    continue
+                seen.add(id(child))
+                if isinstance(child, Parameter):
+                    yield prefix + name, child
+                else:
+                    yield from walk(child, f"{prefix}{name}.")
+
+        return walk(self, "")
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The parameters in order of definition."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def num_parameters(self) -> int:
+        """How many numbers the parameters hold."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def state_dict(self) -> dict[str, Array]:
+        """Name -> array: the parameters' own memory, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit; then nothing is loaded."""
+        parameters = dict(self.named_parameters())
+        wrong = [f"{name} is missing" for name in parameters if name not in state]
+        wrong += [f"{name} is unknown" for name in state if name not in parameters]
+        arrays: dict[str, Array] = {}
+        for name, parameter in parameters.items():
+            if name not in state:
+                continue
+            array = arrays[name] = state[name].data if isinstance(state[name], Tensor) else np.asarray(state[name])
+            if array.shape != parameter.shape:
+                wrong.append(f"{name} has shape {array.shape}, not {parameter.shape}")
+            if array.dtype != parameter.dtype:
+                wrong.append(f"{name} is {array.dtype}, not {parameter.dtype}")
+        if wrong:
+            raise InputError(f"these weights do not fit {type(self).__name__}: " + "; ".join(wrong))
+        for name, array in arrays.items():
+            parameter = parameters[name]
+            parameter.data[...] = ops.asarray(array, like=parameter.data)
+            parameter.version += 1
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Turn dropout on, here and in every module within."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Turn dropout off, here and in every module within."""
+        return self.train(False)
+
+    def _replace(self, convert: Callable[[Array], Array]) -> Self:
+        for parameter in self.parameters():
+            parameter.data = convert(parameter.data)
+            parameter.grad = None
+            parameter.version += 1
+        return self
+
+    def astype(self, dtype: Any) -> Self:
+        """Convert every parameter to float32 or float64; gradients are forgotten."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"parameters are float32 or float64, not {np.dtype(dtype)}")
+        return self._replace(lambda array: array if array.dtype == dtype else ops.asarray(array, dtype))
+
+    def to(self, device: str) -> Self:
+        """Move every parameter to "cpu" or "cuda" (the current CUDA device; needs CuPy); gradients are forgotten."""
+        if device == "cpu":
+            return self._replace(lambda array: array if isinstance(array, np.ndarray) else array.get())
+        if device != "cuda":
+            raise InputError(f"unknown device {device!r}: give 'cpu' or 'cuda'")
+        try:
+            import cupy
+        except ImportError as error:
+            raise RhemeError("device 'cuda' needs CuPy: pip install 'rheme[cuda12]' or 'rheme[cuda13]'") from error
+        return self._replace(cupy.asarray)
+
+
+class _PackCache:
+    """The packed form of some parameters, made anew when one of them has been updated, loaded or replaced."""
+
+    def __init__(self) -> None:
+        self._key: list[tuple[Array, int]] = []
+        self._packed: Any = None
+
+    def get(self, parameters: Sequence[Tensor], pack: Callable[[], Any]) -> Any:
+        key = [(parameter.data, parameter.version) for parameter in parameters]
+        fresh = len(key) == len(self._key) and all(
+            new[0] is old[0] and new[1] == old[1] for new, old in zip(key, self._key, strict=True)
+        )
+        if not fresh:
+            self._packed = pack()
+            self._key = key
+        return self._packed
+
+
+# Layers -----------------------------------------------------------------------------------------------------------------------
+
+
+class Embedding(Module):
+    """ids int64 (...) -> (..., embedding_dim). Initialised normal with deviation embedding_dim**-0.5, fit for tying to an output."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.weight = Parameter(_normal((num_embeddings, embedding_dim), embedding_dim**-0.5))
+
+    def forward(self, ids: Any) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Linear(Module):
+    """x (..., in_features) -> (..., out_features). Initialised uniform in +-in_features**-0.5."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        self.in_features = in_features
+        self.out_features = out_features
+        bound = 1.0 / math.sqrt(max(1, in_features))
+        self.weight = Parameter(_uniform((out_features, in_features), bound))
+        self.bias = Parameter(_uniform((out_features,), bound)) if bias else None
+        self._cache = _PackCache()
+
+    def forward(self, x: Any) -> Tensor:
+        packed = None
+        if not grad_enabled():
+            packed = self._cache.get((self.weight,), lambda: ops.pack_linear(self.weight.data))
+        return F.linear(x, self.weight, self.bias, packed)
+
+
+class Dropout(Module):
+    """In training, each element is 0 with probability p, else scaled by 1 / (1 - p); see `dropout_scope`."""
+
+    def __init__(self, p: float) -> None:
+        if not 0 <= p < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, not {p}")
+        self.p = p
+
+    def forward(self, x: Any) -> Tensor:
+        if not self.training or self.p == 0:
+            return F.as_tensor(x)
+        seed, step, calls = _scopes.dropout
+        return F.dropout(x, self.p, seed, _DROPOUT | (step * _CALLS + next(calls)) % _DROPOUT)
+
+
+class LayerNorm(Module):
+    """x (..., size) -> (..., size), normalised over the last axis (Ba et al. 2016)."""
+
+    def __init__(self, size: int, epsilon: float = 1e-5) -> None:
+        self.size = size
+        self.epsilon = epsilon
+        self.weight = Parameter(np.ones(size, np.float32))
+        self.bias = Parameter(ops.zeros((size,)))
+
+    def forward(self, x: Any) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+class LSTM(Module):
+    """Stacked LSTM layers, each one call of the core over all steps (both directions in it), with dropout between layers.
+
+    Parameters carry PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,), then
+    the same with _reverse, then layer 1 (whose I is R*H). Weights start uniform in +-H**-0.5, biases at 0, but the forget gate's at 1
+    (Jozefowicz et al. 2015).
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
+    ) -> None:
+        if input_size < 1 or hidden_size < 1 or num_layers < 1:
+            raise InputError("LSTM: input_size, hidden_size and num_layers must be at least 1")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.num_directions = 2 if bidirectional else 1
+        self.dropout = Dropout(dropout)
+        bound = 1.0 / math.sqrt(hidden_size)
+        for layer in range(num_layers):
+            size = input_size if layer == 0 else hidden_size * self.num_directions
+            for suffix in self._suffixes(layer):
+                bias = ops.zeros((4 * hidden_size,))
+                bias[hidden_size : 2 * hidden_size] = 1
+                setattr(self, f"weight_ih_{suffix}", Parameter(_uniform((4 * hidden_size, size), bound)))
+                setattr(self, f"weight_hh_{suffix}", Parameter(_uniform((4 * hidden_size, hidden_size), bound)))
+                setattr(self, f"bias_ih_{suffix}", Parameter(bias))
+                setattr(self, f"bias_hh_{suffix}", Parameter(ops.zeros((4 * hidden_size,))))
+        self._caches = [_PackCache() for _ in range(num_layers)]
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
+
+    def _weights(self, layer: int) -> list[F.Direction]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return [tuple(getattr(self, f"{name}_{suffix}") for name in names) for suffix in self._suffixes(layer)]  # type: ignore[misc]
+
+    def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
+        x = F.as_tensor(x)
+        if x.ndim != 3 or x.shape[2] != self.input_size:
+            raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {x.shape}")
+        r, rows = self.num_directions, self.num_layers * self.num_directions
+        h0, c0 = (None, None) if state is None else (F.as_tensor(state[0]), F.as_tensor(state[1]))
+        for name, start in (("h", h0), ("c", c0)):
+            if start is not None and start.shape != (rows, x.shape[1], self.hidden_size):
+                raise ValueError(f"state: expected {name} of shape {(rows, x.shape[1], self.hidden_size)}, got {start.shape}")
+        h_n, c_n = [], []
+        for layer in range(self.num_layers):
+            weights = self._weights(layer)
+            packed = None
+            if not grad_enabled():
+                w_ih, w_hh = [w[0] for w in weights], [w[1] for w in weights]
+                packed = self._caches[layer].get(
+                    w_ih + w_hh, lambda w_ih=w_ih, w_hh=w_hh: ops.pack_lstm([w.data for w in w_ih], [w.data for w in w_hh])
+                )
+            whole = self.num_layers == 1
+            part = slice(layer * r, (layer + 1) * r)
+            h = h0 if h0 is None or whole else h0[part]
+            c = c0 if c0 is None or whole else c0[part]
+            x, h, c = F.lstm(x if layer == 0 else self.dropout(x), weights, lengths, h, c, packed=packed)
+            h_n.append(h)
+            c_n.append(c)
+        if self.num_layers == 1:
+            return x, (h_n[0], c_n[0])
+        return x, (F.concat(h_n), F.concat(c_n))
+
+    @classmethod
+    def from_keras(cls, kernel: Any, recurrent_kernel: Any, bias: Any) -> "LSTM":
+        """One layer, one direction, from the weights of keras.layers.LSTM: kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,).
+
+        Keras' gates stand in the same order (i f c o, c being g), so only the axes are swapped. InputError for shapes that do not fit.
+        """
+        kernel, recurrent, bias = (np.asarray(w, np.float32) for w in (kernel, recurrent_kernel, bias))
+        hidden = recurrent.shape[0]
+        if (
+            kernel.ndim != 2
+            or recurrent.shape != (hidden, 4 * hidden)
+            or kernel.shape[1] != 4 * hidden
+            or bias.shape != (4 * hidden,)
+        ):
+            raise InputError(
+                "from_keras: expected kernel (I, 4H), recurrent_kernel (H, 4H) and bias (4H,), "
+                f"got {kernel.shape}, {recurrent.shape} and {bias.shape}"
+            )
+        lstm = cls(kernel.shape[0], hidden)
+        lstm.load_state_dict(
+            {
+                "weight_ih_l0": kernel.T,
+                "weight_hh_l0": recurrent.T,
+                "bias_ih_l0": bias,
+                "bias_hh_l0": np.zeros_like(bias),
+            }
+        )
+        return lstm
+
+
+class Attention(Module):
+    """Dot-product attention with projections of query and keys, scaled by attention_size**-0.5 (Luong et al. 2015; Vaswani et al. 2017).
+
+    `project` works out keys (and values) once per source; `forward` is then called with them as often as needed.
+    value_size None: the values are the memory itself. attention_size None: key_size.
+    """
+
+    def __init__(
+        self, query_size: int, key_size: int, value_size: int | None = None, attention_size: int | None = None
+    ) -> None:
+        size = key_size if attention_size is None else attention_size
+        self.query_size = query_size
+        self.key_size = key_size
+        self.value_size = key_size if value_size is None else value_size
+        self.scale = 1.0 / math.sqrt(size)
+        self.query = Linear(query_size, size, bias=False)
+        self.key = Linear(key_size, size, bias=False)
+        self.value = None if value_size is None else Linear(key_size, value_size, bias=False)
+
+    def project(self, memory: Any) -> tuple[Tensor, Tensor]:
+        """memory (S, N, key_size) -> keys (S, N, attention_size), values (S, N, value_size)."""
+        memory = F.as_tensor(memory)
+        return self.key(memory), memory if self.value is None else self.value(memory)
+
+    def forward(self, query: Any, keys: Any, values: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
+        """query (T, N, query_size), keys and values from `project` -> context (T, N, value_size), weights (N, T, S)."""
+        return F.attention(self.query(query), keys, values, lengths, self.scale)
+
+
+class GaussianLatent(Module):
+    """The heads of q(z|x) = N(mu, exp(logvar)) and a reparameterized draw from it (Kingma and Welling 2014)."""
+
+    def __init__(self, input_size: int, latent_size: int) -> None:
+        self.input_size = input_size
+        self.latent_size = latent_size
+        self.mu = Linear(input_size, latent_size)
+        self.logvar = Linear(input_size, latent_size)
+
+    def forward(
+        self, x: Any, eps: Any, free_bits: float = 0.0, free_bits_over: str = "sample"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (N, input_size), eps (N, D) standard normal -> z, kl (per dimension, against N(0, 1)), mu, logvar, all (N, D)."""
+        mu, logvar = self.mu(x), self.logvar(x)
+        z, kl = F.gaussian_kl(mu, logvar, eps, free_bits, free_bits_over)
+        return z, kl, mu, logvar

@@ -1,0 +1,354 @@
+"""Tasks: what a plugin implements, how an installed one is found, and how a trained one is loaded.
+
+A task says how to read examples, how to build its model from a config, the loss of a batch, how to answer and how good the
+answers are. Tasks are found through the entry-point group ``rheme.tasks``; listing them imports none of them.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from rheme import storage
+from rheme.errors import InputError, RhemeError
+
+GROUP = "rheme.tasks"
+WARNINGS = ("repetition", "length_ratio", "out_of_domain", "wrong_script", "truncated", "low_confidence")
+
+
+class PluginError(RhemeError):
+    """A plugin that cannot be used: it fails to import, is no Task, or shares its name with another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer. ``str(result)`` is its text.
+
+    score: how sure the model is, in (0, 1] (for generated text: exp of the mean log-probability of a token); nan if unknown.
+    alternatives: other answers, best first. warnings: from the closed list ``tasks.WARNINGS``. extra: fields of the task's own.
+    """
+
+    text: str
+    score: float = math.nan
+    alternatives: tuple["Result", ...] = ()
+    warnings: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.warnings if name not in WARNINGS]
+        if unknown:
+            raise ValueError(f"unknown warning {unknown[0]!r}; the list is: {', '.join(WARNINGS)}")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: text, score (None if unknown), alternatives, warnings and the task's own fields."""
+        out: dict[str, Any] = {"text": self.text, "score": None if math.isnan(self.score) else self.score}
+        if self.alternatives:
+            out["alternatives"] = [{"text": other.text, "score": other.score} for other in self.alternatives]
+        if self.warnings:
+            out["warnings"] = list(self.warnings)
+        return out | dict(self.extra)
+
+
+class Task:
+    """One instance is a task bound to one model: new (from a config) or loaded from a folder.
+
+    A plugin sets ``name`` and ``Config`` and writes ``build``, ``encode``, ``loss`` and ``answer``; the rest has defaults.
+    Training calls, in this order: read, split, setup, then encode_all once, then size and loss for each batch.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[msgspec.Struct]]  # the model's sizes and the data's settings, all with defaults
+    fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, in order, or keys of a JSON line
+    pipeline_tag: ClassVar[str] = ""  # the hub's name for this kind of task, for the model card
+    pipeline_key: ClassVar[str] = "text"  # the key of the text in the results of rheme.pipeline()
+
+    config: Any
+    model: Any  # an nn.Module
+    tokenizer: Any
+
+    def __init__(self, config: msgspec.Struct | None = None) -> None:
+        self.config = self.Config() if config is None else config
+        self.model = None
+        self.tokenizer = None
+        self.options: dict[str, Any] = {}  # defaults of answer(): generation_config.json, then what load() was given
+
+    # Data ------------------------------------------------------------------------------------------------------------------
+
+    def read(self, paths: Any, fields: Sequence[str] | None = None) -> list[Any]:
+        """Examples from one file or several: tuples of strings, one for each of ``self.fields`` (plain strings if it is one)."""
+        from rheme.text import readers
+
+        rows = readers.read_records(paths, fields or self.fields, given=fields is not None)
+        return [row[0] for row in rows] if len(fields or self.fields) == 1 else rows
+
+    def split(self, examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+        """(train, valid). By the hash of the first field, so that equal texts always land on the same side."""
+        from rheme.text import readers
+
+        return readers.split_by_hash(examples, share)
+
+    def write_examples(self, path: Path, examples: Sequence[Any]) -> None:
+        """Write examples (such as the held-out ones) as a file that ``read`` takes: TSV, a line an example."""
+        from rheme.text import readers
+
+        readers.write_tsv(path, [(row,) if isinstance(row, str) else row for row in examples])
+
+    # Training --------------------------------------------------------------------------------------------------------------
+
+    def setup(self, examples: Sequence[Any]) -> None:
+        """Prepare a new training from its examples: train a tokenizer, fill in ``self.config``, then ``build``."""
+        self.build()
+
+    def build(self) -> None:
+        """Make ``self.model`` from ``self.config`` (and the tokenizer). Called by setup and on loading."""
+        raise NotImplementedError
+
+    def encode(self, example: Any) -> Any:
+        """The numbers of one example, ready for ``loss``."""
+        raise NotImplementedError
+
+    def encode_all(self, examples: Sequence[Any]) -> list[Any]:
+        """The items to train on; called once. By default one an example; a task may give more (translation: two directions)."""
+        return [self.encode(example) for example in examples]
+
+    def size(self, item: Any) -> int:
+        """The length of an encoded item, for batches of nearly equal lengths."""
+        return len(item)
+
+    def loss(self, items: Sequence[Any], step_seed: int) -> tuple[Any, int, dict[str, float]]:
+        """Summed loss of a batch (a scalar Tensor), how many units (tokens, examples) it sums over, and figures to log."""
+        raise NotImplementedError
+
+    # Use -------------------------------------------------------------------------------------------------------------------
+
+    def answer(self, inputs: Sequence[Any], **options: Any) -> list[Result]:
+        """One Result an input, in order; an answer does not depend on the inputs beside it."""
+        raise NotImplementedError
+
+    def evaluate(self, examples: Sequence[Any], **options: Any) -> dict[str, float | str]:
+        """Figures by name on labelled examples; the metric's signature where it has one."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """One input -> a Result; a list -> a list of Results, the same ones as for each input alone."""
+        if isinstance(inputs, (list, tuple)):
+            return self.answer(list(inputs), **options)
+        return self.answer([inputs], **options)[0]
+
+    # Folders ---------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def serves(cls, config: Mapping[str, Any], **options: Any) -> bool:
+        """Whether a stored model with this config can do what load() was asked for (such as ``to="fr"``)."""
+        return True
+
+    def languages(self) -> list[str]:
+        """Language codes, for the model card."""
+        return list(getattr(self.config, "languages", []))
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        metrics: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the model folder, atomically. dtype float32, float16 or int8. state: other weights than the model's (an average)."""
+        return storage.save(
+            folder,
+            task=self.name,
+            config=msgspec.to_builtins(self.config),
+            state=self.model.state_dict() if state is None else state,
+            tokenizer=self.tokenizer.to_bytes() if self.tokenizer is not None else None,
+            generation=self.options,
+            metrics=metrics,
+            training=training,
+            card={"pipeline_tag": self.pipeline_tag, "languages": self.languages(), **(card or {})},
+            dtype=dtype,
+        )
+
+    @classmethod
+    def restore(cls, folder: str | Path) -> "Task":
+        """The task of a model folder. InputError when it is missing, damaged, or another task's."""
+        return cls.from_stored(storage.load(folder))
+
+    @classmethod
+    def from_stored(cls, stored: storage.StoredModel) -> "Task":
+        if stored.task != cls.name:
+            raise InputError(f"{stored.folder} holds a model for {stored.task!r}, not for {cls.name!r}")
+        task = cls(configure(cls.Config, stored.config, where=f"{stored.folder}/config.json"))
+        if stored.tokenizer is not None:
+            task.tokenizer = task.read_tokenizer(stored.tokenizer)
+        task.options = dict(stored.generation)
+        task.build()
+        try:
+            task.model.load_state_dict(stored.state)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{stored.folder}: the weights do not fit the config: {error}") from None
+        task.model.eval()
+        return task
+
+    def read_tokenizer(self, data: bytes) -> Any:
+        """The tokenizer of the file tokenizer.model. By default a sentencepiece model."""
+        from rheme.text.tokenizer import Tokenizer
+
+        return Tokenizer.load(data)
+
+
+# Finding tasks -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task as its package's metadata tell of it. clash: the other packages that claim the same name."""
+
+    name: str
+    module: str  # "package.module:Class"
+    distribution: str
+    version: str
+    clash: tuple[str, ...] = ()
+
+
+def list_tasks() -> dict[str, TaskInfo]:
+    """Installed tasks by name, from metadata alone: no plugin is imported."""
+    found: dict[str, TaskInfo] = {}
+    for point in metadata.entry_points(group=GROUP):
+        dist = point.dist
+        info = TaskInfo(point.name, point.value, dist.name if dist else "unknown", dist.version if dist else "")
+        other = found.get(point.name)
+        if other is None:
+            found[point.name] = info
+        elif (other.module, other.distribution) != (info.module, info.distribution):
+            found[point.name] = TaskInfo(
+                other.name, other.module, other.distribution, other.version, (*other.clash, info.distribution)
+            )
+    return dict(sorted(found.items()))
+
+
+def get_task(name: str) -> type[Task]:
+    """The class of a task; imports its plugin.
+
+    Raises InputError for an unknown name, PluginError for a plugin that fails to import or a name that two packages claim.
+    """
+    tasks = list_tasks()
+    info = tasks.get(name)
+    if info is None:
+        raise InputError(f"no task is called {name!r}{nearest(name, tasks)}; installed: {', '.join(tasks) or 'none'}")
+    if info.clash:
+        packages = ", ".join((info.distribution, *info.clash))
+        raise PluginError(f"the task {name!r} is claimed by more than one package: {packages}; uninstall all but one")
+    try:
+        cls = metadata.EntryPoint(name, info.module, GROUP).load()
+    except Exception as error:  # whatever a stranger's module raises on import
+        message = f"{type(error).__name__}: {error}"
+        raise PluginError(f"the plugin {name!r} of {info.distribution} cannot be loaded ({info.module}): {message}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise PluginError(
+            f"the plugin {name!r} of {info.distribution} is no task: {info.module} must be a subclass of rheme.Task"
+        )
+    return cls
+
+
+def bundled() -> dict[str, Path]:
+    """The models that came with the package, by folder name (such as ``translation-en-fr``)."""
+    folder = Path(__file__).parent / "pretrained"
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
+def find_bundled(name: str, **options: Any) -> Path:
+    """The bundled model's folder for a task and what is asked of it (such as ``to="fr"``); InputError lists what there is."""
+    cls = get_task(name)
+    models = bundled()
+    for path in models.values():
+        header = storage.read_config(path)
+        if header.get("task") == name and cls.serves(header.get("config", {}), **options):
+            return path
+    asked = ", ".join(f"{key}={value}" for key, value in options.items() if value is not None)
+    raise InputError(
+        f"no bundled model for {name}{f' with {asked}' if asked else ''}; bundled: {', '.join(models) or 'none'}; "
+        "give a folder of your own (model=, --model)"
+    )
+
+
+def load(task: str | None = None, model: str | Path | None = None, **options: Any) -> Task:
+    """A task with its model, ready to be called.
+
+    task: its name (may be left out when a folder is given). model: a folder; without it the bundled model that serves the
+    options. options: defaults for each call, such as ``to="fr"`` or ``num_beams=5``.
+    """
+    if model is None:
+        if task is None:
+            raise InputError("load() needs the name of a task or a model's folder")
+        model = find_bundled(task, **options)
+    stored = storage.load(model)
+    if task is not None and task != stored.task:
+        raise InputError(f"{model} holds a model for {stored.task!r}, not for {task!r}")
+    cls = get_task(stored.task)
+    if not cls.serves(stored.config, **options):
+        raise InputError(f"the model in {model} cannot do {', '.join(f'{k}={v}' for k, v in options.items())}: {stored.config}")
+    loaded = cls.from_stored(stored)
+    loaded.options.update({key: value for key, value in options.items() if value is not None})
+    return loaded
+
+
+# transformers' names of pipelines -> ours
+PIPELINES = {"text-generation": "generation", "summarization": "summarization", "question-answering": "question-answering"}
+
+
+def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Callable[..., list[Any]]:
+    """What transformers' ``pipeline`` gave for this name: a function from a text, or a list, to ``[{"translation_text": ...}]``.
+
+    Names: ``translation_XX_to_YY``, or a task's own name.
+    """
+    task_name = PIPELINES.get(name, name)
+    if name.startswith("translation_"):
+        parts = name.split("_")
+        if len(parts) != 4 or parts[2] != "to":
+            raise InputError(f"{name!r} is no pipeline; the form is translation_en_to_fr")
+        task_name, options = "translation", {"from_": parts[1], "to": parts[3], **options}
+    task = load(task_name, model, **options)
+
+    def run(inputs: str | list[str], **more: Any) -> list[Any]:
+        results = task(inputs if isinstance(inputs, list) else [inputs], **more)
+        return [{task.pipeline_key: result.text} for result in results]
+
+    return run
+
+
+# Configs -------------------------------------------------------------------------------------------------------------------
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)", or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def configure(struct: type[msgspec.Struct], values: Mapping[str, Any], where: str = "config") -> Any:
+    """A config from plain values (of JSON, TOML or --set, where all are strings). InputError names an unknown or wrong one."""
+    types = {info.name: info for info in msgspec.structs.fields(struct)}
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types:
+            hint = nearest(name, types)
+            raise InputError(f"{where}: unknown setting {name!r}{hint}; there are: {', '.join(types)}")
+        kind = types[name].type
+        if isinstance(value, str) and getattr(kind, "__origin__", kind) in (list, tuple):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        nested = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        plain[name] = configure(kind, value, f"{where}.{name}") if nested and isinstance(value, Mapping) else value
+    try:
+        return msgspec.convert(plain, struct, strict=False, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {str(error).replace('$.', '')}") from None
