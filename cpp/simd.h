@@ -82,7 +82,7 @@ struct Common {
   typedef typename Types<T>::Int I;
   static constexpr long W = RHEME_VECTOR_BYTES / sizeof(T);
 
-  RHEME_FN V set(T x) { return V{} + x; }
+  RHEME_FN V set(T x) { return x - V{}; }  // x - 0 is x, bit for bit, so this is a bare broadcast; 0 + x would add
   RHEME_FN V load(const T* p) { return *reinterpret_cast<const typename Types<T>::Unaligned*>(p); }
   RHEME_FN void store(T* p, V x) { *reinterpret_cast<typename Types<T>::Unaligned*>(p) = x; }
   // The first n < W elements; the others read as `fill` and are not written.
