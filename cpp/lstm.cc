@@ -86,6 +86,43 @@ struct Row {
   long n, length;
 };
 
+// What one direction of some rows needs through all its steps.
+template <class T>
+struct Sequence {
+  long direction, rows, steps;
+  bool backwards;
+  Scratch<Row> row;  // by falling length
+  Scratch<T> bias, cell;
+
+  Sequence(const LstmArgs<T>& a, const Plan& plan, long direction_, long group, long groups)
+      : direction(direction_),
+        rows((a.batch - group + groups - 1) / groups),
+        steps(0),
+        backwards(direction_ == 1 || a.reverse),
+        row(rows),
+        bias(lstm_columns(a.hidden)),
+        cell(rows * lstm_columns(a.hidden) / 4) {
+    const long columns = lstm_columns(a.hidden), padded = columns / 4;
+    for (long r = 0; r < rows; ++r) {
+      const long n = plan.order.data[r * groups + group];
+      row.data[r] = {n, plan.length(n)};
+      const T* c0 = a.c0 ? a.c0 + (direction * a.batch + n) * a.hidden : nullptr;
+      for (long j = 0; j < padded; ++j) cell.data[r * padded + j] = c0 && j < a.hidden ? c0[j] : T(0);
+    }
+    for (long c = 0; c < columns; ++c) {
+      const long from = weight_row(c, a.hidden);
+      bias.data[c] = from >= 0 ? a.bias[direction][from] : T(0);
+    }
+    if (rows) steps = row.data[0].length;
+  }
+  long time(long r, long s) const { return backwards ? row.data[r].length - 1 - s : s; }
+  long live(long s) const {  // rows that have a step s: a prefix
+    long n = rows;
+    while (n && row.data[n - 1].length <= s) --n;
+    return n;
+  }
+};
+
 template <class T>
 struct Forward {
   const LstmArgs<T>& a;
@@ -93,75 +130,70 @@ struct Forward {
   typedef Simd<T> S;
   typedef typename S::V V;
 
+  // Some rows through all steps, by one thread.
   void run(long task) const {
-    const long direction = task / plan.groups, group = task % plan.groups;
-    const long rows = plan.rows(group), columns = lstm_columns(a.hidden), padded = columns / 4, hidden = a.hidden;
-    const long width = a.directions * hidden;
-    const bool backwards = direction == 1 || a.reverse;
-    Scratch<Row> row(rows);
-    Scratch<T> bias(columns), cell(rows * padded);
-    for (long r = 0; r < rows; ++r) {
-      const long n = plan.row(group, r);
-      row.data[r] = {n, plan.length(n)};
-      const T* c0 = a.c0 ? a.c0 + (direction * a.batch + n) * hidden : nullptr;
-      for (long j = 0; j < padded; ++j) cell.data[r * padded + j] = c0 && j < hidden ? c0[j] : T(0);
-    }
-    for (long c = 0; c < columns; ++c) {
-      const long from = weight_row(c, hidden);
-      bias.data[c] = from >= 0 ? a.bias[direction][from] : T(0);
-    }
+    const Sequence<T> q(a, plan, task / plan.groups, task % plan.groups, plan.groups);
+    const long columns = lstm_columns(a.hidden), panels = columns / kPanel;
     // The input product covers some steps at a time: enough rows to reuse each panel, few enough to stay in the L2 cache.
-    const long chunk = max_long(1, ceil_div(48, max_long(1, rows)));
-    Scratch<T> chunk_gates(a.gates ? 0 : chunk * rows * columns);
-    Scratch<const T*> sources(chunk * rows);
-    Scratch<T*> gates(chunk * rows);
-    const long steps = rows ? row.data[0].length : 0;
-    long live = rows;
-    for (long s0 = 0; s0 < steps; s0 += chunk) {
-      const long s1 = min_long(steps, s0 + chunk);
-      long count = 0;
-      for (long s = s0; s < s1; ++s)
-        for (long r = 0; r < rows && row.data[r].length > s; ++r, ++count) {
-          const long t = backwards ? row.data[r].length - 1 - s : s, at = t * a.batch + row.data[r].n;
-          sources.data[count] = a.x + at * a.input;
-          gates.data[count] =
-              a.gates ? a.gates + (direction * a.time * a.batch + at) * columns : chunk_gates.data + count * columns;
-        }
-      input_product(direction, count, sources.data, gates.data, bias.data);
+    const long chunk = max_long(1, ceil_div(48, max_long(1, q.rows)));
+    Scratch<T> chunk_gates(a.gates ? 0 : chunk * q.rows * columns);
+    Scratch<const T*> inputs(chunk * q.rows);
+    Scratch<T*> gates(chunk * q.rows);
+    for (long s0 = 0; s0 < q.steps; s0 += chunk) {
+      const long s1 = min_long(q.steps, s0 + chunk);
+      const long count = place(q, s0, s1, chunk_gates.data, inputs.data, gates.data);
+      input_product(q, count, inputs.data, gates.data, 0, panels);
       T** step_gates = gates.data;
       for (long s = s0; s < s1; ++s) {
-        while (live && row.data[live - 1].length <= s) --live;
-        step(direction, backwards, s, live, row.data, step_gates, cell.data, padded, width);
+        const long live = q.live(s);
+        step(q, s, live, step_gates, 0, panels);
         step_gates += live;
       }
     }
-    for (long r = 0; r < rows; ++r) {
-      const long n = row.data[r].n, length = row.data[r].length, state = (direction * a.batch + n) * hidden;
-      const long last = backwards ? 0 : length - 1;
-      const T* h = length ? a.y + (last * a.batch + n) * width + direction * hidden : a.h0 ? a.h0 + state : nullptr;
+    finish(q);
+  }
+
+  // Where the inputs and the gates of the live rows of steps [s0, s1) stand; returns how many there are.
+  long place(const Sequence<T>& q, long s0, long s1, T* scratch, const T** inputs, T** gates) const {
+    const long columns = lstm_columns(a.hidden);
+    long count = 0;
+    for (long s = s0; s < s1; ++s)
+      for (long r = 0; r < q.rows && q.row.data[r].length > s; ++r, ++count) {
+        const long at = q.time(r, s) * a.batch + q.row.data[r].n;
+        inputs[count] = a.x + at * a.input;
+        gates[count] = a.gates ? a.gates + (q.direction * a.time * a.batch + at) * columns : scratch + count * columns;
+      }
+    return count;
+  }
+
+  void finish(const Sequence<T>& q) const {
+    const long hidden = a.hidden, padded = lstm_columns(hidden) / 4, width = a.directions * hidden;
+    for (long r = 0; r < q.rows; ++r) {
+      const long n = q.row.data[r].n, length = q.row.data[r].length, state = (q.direction * a.batch + n) * hidden;
+      const long last = q.backwards ? 0 : length - 1;
+      const T* h = length ? a.y + (last * a.batch + n) * width + q.direction * hidden : a.h0 ? a.h0 + state : nullptr;
       for (long j = 0; j < hidden; ++j) {
         a.h_n[state + j] = h ? h[j] : T(0);
-        a.c_n[state + j] = cell.data[r * padded + j];
+        a.c_n[state + j] = q.cell.data[r * padded + j];
       }
       for (long t = length; t < a.time; ++t) {
-        T* y = a.y + (t * a.batch + n) * width + direction * hidden;
+        T* y = a.y + (t * a.batch + n) * width + q.direction * hidden;
         for (long j = 0; j < hidden; ++j) y[j] = T(0);
       }
     }
   }
 
- private:
-  void input_product(long direction, long count, const T* const* x, T* const* gates, const T* bias) const {
-    const long panels = lstm_columns(a.hidden) / kPanel;
-    for (long p = 0; p < panels; ++p) {
-      const T* panel = a.panels_ih[direction] + p * a.input * kPanel;
+  // Panels [p0, p1) of the pre-activations: bias + W_ih x.
+  void input_product(const Sequence<T>& q, long count, const T* const* x, T* const* gates, long p0, long p1) const {
+    for (long p = p0; p < p1; ++p) {
+      const T* panel = a.panels_ih[q.direction] + p * a.input * kPanel;
       for (long i = 0; i < count;) {
         const long rows = next_tile(count - i);
         const T* from[kTileRows];
         T* to[kTileRows];
         for (long r = 0; r < rows; ++r) {
           to[r] = gates[i + r] + p * kPanel;
-          for (long j = 0; j < kPanel; j += S::W) S::store(to[r] + j, S::load(bias + p * kPanel + j));
+          for (long j = 0; j < kPanel; j += S::W) S::store(to[r] + j, S::load(q.bias.data + p * kPanel + j));
         }
         for (long k0 = 0; k0 < a.input; k0 += kBlock) {
           for (long r = 0; r < rows; ++r) from[r] = x[i + r] + k0;
@@ -172,24 +204,24 @@ struct Forward {
     }
   }
 
-  void step(long direction, bool backwards, long s, long live, const Row* row, T* const* gates, T* cell, long padded,
-            long width) const {
-    const long panels = padded / kUnits, hidden = a.hidden;
+  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the pre-activations, then the cell.
+  void step(const Sequence<T>& q, long s, long live, T* const* gates, long p0, long p1) const {
+    const long hidden = a.hidden, padded = lstm_columns(hidden) / 4, width = a.directions * hidden;
     Scratch<const T*> previous(live);
     Scratch<T*> output(live);
     bool recurrent = true;
     for (long r = 0; r < live; ++r) {
-      const long n = row[r].n, t = backwards ? row[r].length - 1 - s : s, before = backwards ? t + 1 : t - 1;
-      output.data[r] = a.y + (t * a.batch + n) * width + direction * hidden;
+      const long n = q.row.data[r].n, t = q.time(r, s), before = q.backwards ? t + 1 : t - 1;
+      output.data[r] = a.y + (t * a.batch + n) * width + q.direction * hidden;
       if (s > 0)
-        previous.data[r] = a.y + (before * a.batch + n) * width + direction * hidden;
+        previous.data[r] = a.y + (before * a.batch + n) * width + q.direction * hidden;
       else if (a.h0)
-        previous.data[r] = a.h0 + (direction * a.batch + n) * hidden;
+        previous.data[r] = a.h0 + (q.direction * a.batch + n) * hidden;
       else
         recurrent = false;
     }
-    for (long p = 0; p < panels; ++p) {
-      const T* panel = a.panels_hh[direction] + p * hidden * kPanel;
+    for (long p = p0; p < p1; ++p) {
+      const T* panel = a.panels_hh[q.direction] + p * hidden * kPanel;
       for (long i = 0; i < live;) {
         const long rows = next_tile(live - i);
         const T* from[kTileRows];
@@ -201,16 +233,17 @@ struct Forward {
             tile_rows<T, false>(rows, from, min_long(kBlock, hidden - k0), panel + k0 * kPanel, to, kPanel, true);
           }
         for (long r = 0; r < rows; ++r) {
-          T* c = cell + (i + r) * padded + p * kUnits;
-          const long t = backwards ? row[i + r].length - 1 - s : s;
-          T* saved = a.cells ? a.cells + ((direction * a.time + t) * a.batch + row[i + r].n) * hidden + p * kUnits : nullptr;
-          activate(to[r], c, output.data[i + r] + p * kUnits, saved, min_long(kUnits, hidden - p * kUnits));
+          T* c = q.cell.data + (i + r) * padded + p * kUnits;
+          const long at = (q.direction * a.time + q.time(i + r, s)) * a.batch + q.row.data[i + r].n;
+          activate(to[r], c, output.data[i + r] + p * kUnits, a.cells ? a.cells + at * hidden + p * kUnits : nullptr,
+                   min_long(kUnits, hidden - p * kUnits));
         }
         i += rows;
       }
     }
   }
 
+ private:
   // 16 units of one row, `valid` of them real.
   void activate(T* gates, T* cell, T* h, T* saved_cell, long valid) const {
     for (long j = 0; j < kUnits; j += S::W) {
@@ -236,10 +269,87 @@ struct Forward {
   }
 };
 
+// A few rows on several threads: each thread keeps the recurrent weights of its own hidden units in its L2 cache for all steps.
+// A step of a share of the units may start when all shares have done the step before. A thread takes its own share; one that it
+// finds waiting for long it takes from its owner, so that a thread kept off its core delays the others without stopping them.
+template <class T>
+struct Stationary {
+  const Forward<T>& forward;
+  const Sequence<T>& q;
+  T* const* gates;    // of the live rows, step after step
+  const long* first;  // per step: where its rows begin; one more for the end
+  long shares;
+  long* done;     // shares done, all steps together
+  long* claimed;  // per share, a cache line apart: steps taken
+
+  void run(long own) const {
+    const long panels = lstm_columns(forward.a.hidden) / kPanel;
+    long patience = kPatience;
+    for (long s = 0; s < q.steps; ++s) {
+      long share = own, spins = 0;
+      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < s * shares) pause();
+      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < (s + 1) * shares) {
+        long expected = s;
+        if (__atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+          forward.step(q, s, first[s + 1] - first[s], gates + first[s], share * panels / shares, (share + 1) * panels / shares);
+          __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
+        } else {
+          if (++spins > patience) {
+            share = (share + 1) % shares;
+            patience = kShort;  // its owner is away, or this thread runs alone
+          }
+          pause();
+        }
+      }
+    }
+  }
+
+  static constexpr long kLine = 8, kPatience = 5000, kShort = 50;
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+};
+
+template <class T>
+void lstm_stationary(const Forward<T>& forward, long direction, long shares) {
+  const LstmArgs<T>& a = forward.a;
+  const Sequence<T> q(a, forward.plan, direction, 0, 1);
+  const long columns = lstm_columns(a.hidden), panels = columns / kPanel;
+  Scratch<T> scratch(a.gates ? 0 : q.steps * q.rows * columns);
+  Scratch<const T*> inputs(q.steps * q.rows);
+  Scratch<T*> gates(q.steps * q.rows);
+  Scratch<long> first(q.steps + 1), counters((shares + 1) * Stationary<T>::kLine);
+  const long count = forward.place(q, 0, q.steps, scratch.data, inputs.data, gates.data);
+  first.data[0] = 0;
+  for (long s = 0; s < q.steps; ++s) first.data[s + 1] = first.data[s] + q.live(s);
+  for (long i = 0; i < (shares + 1) * Stationary<T>::kLine; ++i) counters.data[i] = 0;
+  const Stationary<T> stationary = {forward, q,      gates.data, first.data,
+                                    shares,  counters.data, counters.data + Stationary<T>::kLine};
+  parallel(shares, [&](long share) {
+    const long p0 = share * panels / shares, p1 = (share + 1) * panels / shares;
+    forward.input_product(q, count, inputs.data, gates.data, p0, p1);
+  });
+  parallel(shares, [&](long share) { stationary.run(share); });
+  forward.finish(q);
+}
+
 template <class T>
 void lstm(const LstmArgs<T>& a) {
   const Plan plan(a.batch, a.time, a.directions, a.lengths);
   const Forward<T> forward = {a, plan};
+  // Below two rows a thread the weights, not the rows, are worth sharing out; a tiny layer is done before a thread wakes up.
+  const long threads = num_threads();
+  if (a.directions < threads && a.batch < 2 * threads && a.batch * a.hidden * (a.hidden + a.input) >= 32768) {
+    const long shares = min_long(threads, lstm_columns(a.hidden) / kPanel);
+    for (long d = 0; d < a.directions; ++d) lstm_stationary(forward, d, shares);
+    return;
+  }
   parallel(a.directions * plan.groups, [&forward](long task) { forward.run(task); });
 }
 

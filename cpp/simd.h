@@ -117,7 +117,7 @@ struct Simd<float> : Common<float> {
   RHEME_FN V tanh(V x) { return tanh_f32<Simd<float>>(x); }
   RHEME_FN V sigmoid(V x) { return sigmoid_any<Simd<float>>(x); }
   RHEME_FN V sqrt(V x) {
-    V y;
+    V y = x;
     for (long i = 0; i < W; ++i) y[i] = __builtin_sqrtf(x[i]);
     return y;
   }
@@ -128,7 +128,7 @@ template <>
 struct Simd<double> : Common<double> {
 #define RHEME_LANES(name, call)                     \
   RHEME_FN V name(V x) {                            \
-    V y;                                            \
+    V y = x;                                        \
     for (long i = 0; i < W; ++i) y[i] = call(x[i]); \
     return y;                                       \
   }
