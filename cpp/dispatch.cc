@@ -10,20 +10,32 @@ namespace rheme {
 
 long panel_elements(long k, long c) { return (c + 63) / 64 * 64 * k; }
 long lstm_columns(long hidden) { return (hidden + 15) / 16 * 64; }
+bool keeps_logits(long m, long v, long element_bytes) { return m * v <= (256L << 20) / element_bytes; }
 
 namespace {
 
-#define RHEME_FILL(ns)                \
-  static Kernels table = [] {         \
-    Kernels k{};                      \
-    k.isa = #ns;                      \
-    RHEME_FILL_ALL(ns)                \
-    return k;                         \
-  }();                                \
+#define RHEME_FILL(ns)        \
+  static Kernels table = [] { \
+    Kernels k{};              \
+    k.isa = #ns;              \
+    RHEME_FILL_ALL(ns)        \
+    return k;                 \
+  }();                        \
   return &table;
-#define RHEME_FILL_ALL(ns) \
-  ns::fill_gemm(k);        \
-  ns::fill_lstm(k);
+#define RHEME_FILL_ALL(ns)   \
+  ns::fill_attention(k);     \
+  ns::fill_cross_entropy(k); \
+  ns::fill_elementwise(k);   \
+  ns::fill_embedding(k);     \
+  ns::fill_gaussian(k);      \
+  ns::fill_gemm(k);          \
+  ns::fill_layer_norm(k);    \
+  ns::fill_lstm(k);          \
+  ns::fill_optim(k);         \
+  ns::fill_random(k);        \
+  ns::fill_reduce(k);        \
+  ns::fill_sample(k);        \
+  ns::fill_softmax(k);
 
 #if defined(__x86_64__)
 const Kernels* baseline_table() { RHEME_FILL(baseline) }

@@ -29,8 +29,8 @@ RHEME_FN typename S::V exp_f32(typename S::V x) {
   return S::select(x == x, y, x);
 }
 
-// log: x = m 2^e with m in [sqrt(1/2), sqrt(2)), f = m - 1, log(1 + f) = f - f^2/2 + f^3 P(f), P a minimax fit of relative error
-// 5.8e-9. Denormal arguments are scaled up first.
+// log: x = m 2^e with m in [sqrt(1/2), sqrt(2)), f = m - 1, log(1 + f) = f - f^2/2 + f^3 P(f), P a minimax fit of relative
+// error 5.8e-9. Denormal arguments are scaled up first.
 template <class S>
 RHEME_FN typename S::V log_f32(typename S::V x) {
   typedef typename S::V V;
@@ -116,4 +116,117 @@ RHEME_FN void lstm_cell_backward(typename S::V& i, typename S::V& f, typename S:
   f = d_f;
   g = d_g;
   o = d_o;
+}
+
+// sin and cos for |x| <= pi / 4, minimax in x^2 (Cephes).
+template <class S>
+RHEME_FN typename S::V sin_f32(typename S::V x) {
+  const typename S::V u = x * x;
+  typename S::V p = S::fma(S::set(-1.9515296e-4f), u, S::set(8.3321609e-3f));
+  p = S::fma(p, u, S::set(-1.6666655e-1f));
+  return S::fma(u * x, p, x);
+}
+template <class S>
+RHEME_FN typename S::V cos_f32(typename S::V x) {
+  const typename S::V u = x * x;
+  typename S::V p = S::fma(S::set(2.4433157e-5f), u, S::set(-1.3887316e-3f));
+  p = S::fma(p, u, S::set(4.1666646e-2f));
+  return S::fma(u * u, p, S::fma(u, S::set(-0.5f), S::set(1.0f)));
+}
+
+// Two standard normals of two integers below 2^bits, held as floating point (Box and Muller 1958): the first, plus one, is the
+// radius' uniform, in (0, 1], the second the angle in turns, in [0, 1).
+template <class S>
+RHEME_FN void box_muller(typename S::V& a, typename S::V& b, double unit) {
+  typedef typename S::V V;
+  typedef typename S::Scalar T;
+  const V scale = S::set(T(unit));
+  const V radius = S::sqrt(S::set(T(-2)) * S::log((a + S::set(T(1))) * scale));
+  const V turns = b * scale;
+  const V magic = S::set(sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0));  // adding it rounds to an integer
+  const V quarter = (turns * S::set(T(4)) + magic) - magic;                        // 0 .. 4
+  const V angle = S::fma(quarter, S::set(T(-0.25)), turns) * S::set(T(6.283185307179586));
+  const V s = S::sin_small(angle), c = S::cos_small(angle);
+  const typename S::I one = quarter == S::set(T(1)), two = quarter == S::set(T(2)), three = quarter == S::set(T(3));
+  const V cosine = S::select(one, -s, S::select(two, -c, S::select(three, s, c)));
+  const V sine = S::select(one, c, S::select(two, -s, S::select(three, -c, s)));
+  a = radius * cosine;
+  b = radius * sine;
+}
+
+// Philox4x32-10 (Salmon et al. 2011): the counter becomes the random words.
+RHEME_FN void philox4x32_10(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+// e^x - 1 - x given e^x: near 0, where the difference cancels, by its Taylor series.
+template <class S>
+RHEME_FN typename S::V exp_excess(typename S::V x, typename S::V exp_x) {
+  typedef typename S::V V;
+  typedef typename S::Scalar T;
+  V q = S::set(T(1.0 / 39916800));  // 1 / 11!
+  if (sizeof(T) == 8) {
+    q = S::set(T(1.0 / 6402373705728000));  // 1 / 18!
+    q = S::fma(q, x, S::set(T(1.0 / 355687428096000)));
+    q = S::fma(q, x, S::set(T(1.0 / 20922789888000)));
+    q = S::fma(q, x, S::set(T(1.0 / 1307674368000)));
+    q = S::fma(q, x, S::set(T(1.0 / 87178291200)));
+    q = S::fma(q, x, S::set(T(1.0 / 6227020800)));
+    q = S::fma(q, x, S::set(T(1.0 / 479001600)));
+    q = S::fma(q, x, S::set(T(1.0 / 39916800)));
+  }
+  q = S::fma(q, x, S::set(T(1.0 / 3628800)));
+  q = S::fma(q, x, S::set(T(1.0 / 362880)));
+  q = S::fma(q, x, S::set(T(1.0 / 40320)));
+  q = S::fma(q, x, S::set(T(1.0 / 5040)));
+  q = S::fma(q, x, S::set(T(1.0 / 720)));
+  q = S::fma(q, x, S::set(T(1.0 / 120)));
+  q = S::fma(q, x, S::set(T(1.0 / 24)));
+  q = S::fma(q, x, S::set(T(1.0 / 6)));
+  q = S::fma(q, x, S::set(T(0.5)));
+  return S::select(S::abs(x) < S::set(T(1)), x * x * q, exp_x - S::set(T(1)) - x);
+}
+
+// z = mu + sigma eps, and KL(N(mu, sigma^2) || N(0, 1)) = (mu^2 + e^logvar - 1 - logvar) / 2, sigma = e^(logvar / 2).
+template <class S>
+RHEME_FN typename S::V gaussian_divergence(typename S::V mu, typename S::V logvar, typename S::V sigma) {
+  return S::set(0.5f) * S::fma(mu, mu, exp_excess<S>(logvar, sigma * sigma));
+}
+template <class S>
+RHEME_FN typename S::V gaussian_sigma(typename S::V logvar) {
+  return S::exp(S::set(0.5f) * logvar);
+}
+template <class S>
+RHEME_FN void gaussian_gradient(typename S::V dz, typename S::V dkl, typename S::V mu, typename S::V logvar, typename S::V eps,
+                                typename S::V sigma, typename S::V& dmu, typename S::V& dlogvar) {
+  dmu = S::fma(dkl, mu, dz);
+  const typename S::V slope = exp_excess<S>(logvar, sigma * sigma) + logvar;  // e^logvar - 1
+  dlogvar = S::set(0.5f) * S::fma(dz * eps, sigma, dkl * slope);
+}
+
+// AdamW (Loshchilov and Hutter 2019) with the bias corrections where PyTorch puts them. A is AdamwArgs.
+template <class S, class A>
+RHEME_FN void adamw_update(const A& a, typename S::V grad, typename S::V& param, typename S::V& m, typename S::V& v) {
+  typedef typename S::V V;
+  const V g = grad * S::set(a.grad_scale);
+  m = S::fma(S::set(a.beta1), m, S::set(a.one_minus_beta1) * g);
+  v = S::fma(S::set(a.beta2), v, S::set(a.one_minus_beta2) * g * g);
+  const V denominator = S::fma(S::sqrt(v), S::set(a.root_correction), S::set(a.epsilon));
+  param = S::fma(S::set(-a.step_size), m / denominator, param * S::set(a.decay));
+}
+
+// What an id weighs in a draw, a whole number below 2^44 + 1 after truncation; exact scaling. 0 where the logit is not a
+// number.
+template <class S>
+RHEME_FN typename S::V sample_weight(typename S::V exp_z) {
+  return S::select(exp_z == exp_z, exp_z, S::set(0)) * S::set(17592186044416.0f);
 }

@@ -15,10 +15,10 @@ long panel_elements(long k, long c);
 template <class T>
 struct PackLstmArgs {
   long input, hidden;
-  const T* w_ih;    // (4H, I)
-  const T* w_hh;    // (4H, H)
-  T* panels_ih;     // panel_elements(I, lstm_columns(H)); 64 columns are the 4 gates of 16 units
-  T* panels_hh;     // panel_elements(H, lstm_columns(H))
+  const T* w_ih;  // (4H, I)
+  const T* w_hh;  // (4H, H)
+  T* panels_ih;   // panel_elements(I, lstm_columns(H)); 64 columns are the 4 gates of 16 units
+  T* panels_hh;   // panel_elements(H, lstm_columns(H))
 };
 
 long lstm_columns(long hidden);  // 4 * H, H rounded up to 16
@@ -103,6 +103,247 @@ struct MatmulArgs {
 };
 
 template <class T>
+struct EmbeddingArgs {
+  long m, c;
+  const int64_t* ids;  // (M,), each a row of weight
+  const T* weight;     // (V, C)
+  T* y;                // (M, C)
+};
+
+template <class T>
+struct EmbeddingBackwardArgs {
+  long m, c, num_embeddings;
+  const T* dy;         // (M, C)
+  const int64_t* ids;  // (M,), each below num_embeddings
+  T* dweight;          // (V, C)
+};
+
+template <class T>
+struct AttentionArgs {
+  long time, source, batch, hidden, columns;
+  T scale;
+  const T* query;          // (T, N, H)
+  const T* key;            // (S, N, H)
+  const T* value;          // (S, N, C)
+  const int64_t* lengths;  // (N,), each 0..S, or null
+  T* context;              // (T, N, C)
+  T* weights;              // (N, T, S)
+};
+
+template <class T>
+struct AttentionBackwardArgs {
+  long time, source, batch, hidden, columns;
+  T scale;
+  const T* dcontext;  // (T, N, C)
+  const T* dweights;  // (N, T, S) or null
+  const T* query;
+  const T* key;
+  const T* value;
+  const T* weights;
+  T* dquery;  // (T, N, H)
+  T* dkey;    // (S, N, H)
+  T* dvalue;  // (S, N, C)
+};
+
+template <class T>
+struct SoftmaxArgs {
+  long m, c;
+  const T* x;           // (M, C)
+  const uint8_t* mask;  // (M, C) or null; 0 hides
+  T* y;                 // (M, C)
+};
+
+template <class T>
+struct SoftmaxBackwardArgs {
+  long m, c;
+  const T* dy;  // (M, C)
+  const T* y;   // (M, C)
+  T* dx;        // (M, C)
+};
+
+bool keeps_logits(long m, long v, long element_bytes);  // whether linear_cross_entropy hands its logits to its backward
+
+template <class T>
+struct CrossEntropyArgs {
+  long m, k, v;
+  int64_t ignore_index;
+  double label_smoothing;
+  const T* x;              // (M, K)
+  const T* weight;         // (V, K)
+  const T* bias;           // (V,) or null
+  const int64_t* targets;  // (M,), each 0..V-1 or ignore_index
+  T* loss;                 // (M,)
+  T* lse;                  // (M,)
+  T* logits;               // (M, V) or null
+};
+
+template <class T>
+struct CrossEntropyBackwardArgs {
+  long m, k, v;
+  int64_t ignore_index;
+  double label_smoothing;
+  const T* dloss;  // (M,)
+  const T* x;
+  const T* weight;
+  const T* bias;
+  const int64_t* targets;
+  const T* lse;
+  const T* logits;  // (M, V) or null: computed again
+  T* dx;            // (M, K)
+  T* dweight;       // (V, K)
+  T* dbias;         // (V,) or null
+};
+
+template <class T>
+struct SampleArgs {
+  long n, v, top_k;  // top_k 0 keeps all
+  double temperature, top_p, min_p;
+  const T* logits;       // (N, V)
+  const uint64_t* bits;  // (N,)
+  int64_t* ids;          // (N,)
+};
+
+template <class T>
+struct TopKArgs {
+  long n, v, k;
+  const T* x;    // (N, V)
+  T* values;     // (N, K)
+  int64_t* ids;  // (N, K)
+};
+
+template <class T>
+struct GaussianArgs {
+  long n, d;
+  int over_batch;  // free bits apply to the mean over N of each column, else to each element
+  T free_bits;
+  const T* mu;      // (N, D)
+  const T* logvar;  // (N, D)
+  const T* eps;     // (N, D)
+  T* z;             // (N, D)
+  T* kl;            // (N, D)
+};
+
+template <class T>
+struct GaussianBackwardArgs {
+  long n, d;
+  int over_batch;
+  T free_bits;
+  const T* dz;   // (N, D)
+  const T* dkl;  // (N, D)
+  const T* mu;
+  const T* logvar;
+  const T* eps;
+  T* dmu;      // (N, D)
+  T* dlogvar;  // (N, D)
+};
+
+template <class T>
+struct BinaryArgs {
+  long m, c;
+  int b_rows, b_columns;  // 1 where b has M rows, or C columns, of its own; 0 where it has one for all
+  const T* a;             // (M, C)
+  const T* b;
+  T* y;  // (M, C)
+};
+
+// y = f(x), and dx = f(dy, what the forward pass took or made).
+template <class T>
+struct UnaryArgs {
+  long n;
+  const T* x;
+  T* y;
+};
+template <class T>
+struct UnaryBackwardArgs {
+  long n;
+  const T* dy;
+  const T* saved;
+  T* dx;
+};
+
+template <class T>
+struct DropoutArgs {
+  long n, period;      // period 0: every element draws for itself
+  uint32_t threshold;  // kept where the upper 24 bits of the word reach it
+  T scale;
+  uint64_t seed, stream;
+  const T* x;
+  T* y;
+};
+
+template <class T>
+struct LayerNormArgs {
+  long m, c;
+  T epsilon;
+  const T* x;       // (M, C)
+  const T* weight;  // (C,)
+  const T* bias;    // (C,)
+  T* y;             // (M, C)
+  T* mean;          // (M,)
+  T* rstd;          // (M,)
+};
+
+template <class T>
+struct LayerNormBackwardArgs {
+  long m, c;
+  const T* dy;      // (M, C)
+  const T* x;       // (M, C)
+  const T* weight;  // (C,)
+  const T* mean;
+  const T* rstd;
+  T* dx;       // (M, C)
+  T* dweight;  // (C,)
+  T* dbias;    // (C,)
+};
+
+template <class T>
+struct ReduceArgs {
+  long a, k, c;
+  const T* x;           // (A, K, C)
+  const uint8_t* mask;  // (A, K, C) or null; 0 hides
+  T* y;                 // (A, C)
+  int64_t* positions;   // (A, C), of max alone
+};
+
+template <class T>
+struct AdamwArgs {
+  long n;
+  T grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T decay;            // 1 - learning rate * weight decay
+  T step_size;        // learning rate / (1 - beta1^step)
+  T root_correction;  // 1 / sqrt(1 - beta2^step)
+  T epsilon;
+  T* param;  // (n,), updated in place, as m and v
+  const T* grad;
+  T* m;
+  T* v;
+};
+
+template <class T>
+struct SgdArgs {
+  long n;
+  T grad_scale, learning_rate, momentum, weight_decay;
+  T* param;  // (n,), updated in place, as the buffer
+  const T* grad;
+  T* momentum_buffer;  // (n,) or null
+};
+
+template <class T>
+struct SquaresArgs {
+  long n;
+  const T* x;
+  double* sum;  // of the squares
+};
+
+// From the words of Philox4x32-10 with key `seed` and counters (position, stream), (position + 1, stream), ...
+template <class T>
+struct RandomArgs {
+  uint64_t seed, stream, position;
+  long n;
+  T* y;
+};
+
+template <class T>
 struct Table {
   void (*pack_lstm)(const PackLstmArgs<T>&);
   void (*lstm)(const LstmArgs<T>&);
@@ -111,6 +352,47 @@ struct Table {
   void (*linear)(const LinearArgs<T>&);
   void (*linear_backward)(const LinearBackwardArgs<T>&);
   void (*matmul)(const MatmulArgs<T>&);
+  void (*embedding)(const EmbeddingArgs<T>&);
+  void (*embedding_backward)(const EmbeddingBackwardArgs<T>&);
+  void (*attention)(const AttentionArgs<T>&);
+  void (*attention_backward)(const AttentionBackwardArgs<T>&);
+  void (*softmax)(const SoftmaxArgs<T>&);
+  void (*softmax_backward)(const SoftmaxBackwardArgs<T>&);
+  void (*log_softmax)(const SoftmaxArgs<T>&);
+  void (*log_softmax_backward)(const SoftmaxBackwardArgs<T>&);
+  void (*linear_cross_entropy)(const CrossEntropyArgs<T>&);
+  void (*linear_cross_entropy_backward)(const CrossEntropyBackwardArgs<T>&);
+  void (*sample)(const SampleArgs<T>&);
+  void (*top_k)(const TopKArgs<T>&);
+  void (*gaussian_kl)(const GaussianArgs<T>&);
+  void (*gaussian_kl_backward)(const GaussianBackwardArgs<T>&);
+  void (*add)(const BinaryArgs<T>&);
+  void (*sub)(const BinaryArgs<T>&);
+  void (*mul)(const BinaryArgs<T>&);
+  void (*div)(const BinaryArgs<T>&);
+  void (*neg)(const UnaryArgs<T>&);
+  void (*exp)(const UnaryArgs<T>&);
+  void (*log)(const UnaryArgs<T>&);
+  void (*tanh)(const UnaryArgs<T>&);
+  void (*sigmoid)(const UnaryArgs<T>&);
+  void (*relu)(const UnaryArgs<T>&);
+  void (*exp_backward)(const UnaryBackwardArgs<T>&);
+  void (*log_backward)(const UnaryBackwardArgs<T>&);
+  void (*tanh_backward)(const UnaryBackwardArgs<T>&);
+  void (*sigmoid_backward)(const UnaryBackwardArgs<T>&);
+  void (*relu_backward)(const UnaryBackwardArgs<T>&);
+  void (*dropout)(const DropoutArgs<T>&);
+  void (*layer_norm)(const LayerNormArgs<T>&);
+  void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&);
+  void (*sum)(const ReduceArgs<T>&);
+  void (*mean)(const ReduceArgs<T>&);
+  void (*max)(const ReduceArgs<T>&);
+  void (*logsumexp)(const ReduceArgs<T>&);
+  void (*sum_of_squares)(const SquaresArgs<T>&);
+  void (*adamw)(const AdamwArgs<T>&);
+  void (*sgd)(const SgdArgs<T>&);
+  void (*random_uniform)(const RandomArgs<T>&);
+  void (*random_normal)(const RandomArgs<T>&);
   double (*fma_peak)(long iterations);  // GFLOP/s of one thread on independent chains held in registers
 };
 
@@ -118,19 +400,31 @@ struct Kernels {
   const char* isa;
   Table<float> f32;
   Table<double> f64;
+  void (*random_bits)(const RandomArgs<uint64_t>&);
 };
 
 // dispatch.cc
-const Kernels& kernels();                  // the ISA in use; throws std::runtime_error where RHEME_ISA names one that can't be had
+const Kernels& kernels();  // the ISA in use; throws std::runtime_error where RHEME_ISA names one that can't be had
 const Kernels* find_kernels(const char*);  // null where the ISA is unknown, not built or not supported by this CPU
 const char* const* available_isas();       // null-terminated, widest first
 void use_kernels(const Kernels*);
 
 // The fill functions, one per kernel file and ISA, are the only symbols that those objects export.
-#define RHEME_DECLARE_ISA(ns)      \
-  namespace ns {                   \
-  void fill_gemm(Kernels&);        \
-  void fill_lstm(Kernels&);        \
+#define RHEME_DECLARE_ISA(ns)        \
+  namespace ns {                     \
+  void fill_attention(Kernels&);     \
+  void fill_cross_entropy(Kernels&); \
+  void fill_elementwise(Kernels&);   \
+  void fill_embedding(Kernels&);     \
+  void fill_gaussian(Kernels&);      \
+  void fill_gemm(Kernels&);          \
+  void fill_layer_norm(Kernels&);    \
+  void fill_lstm(Kernels&);          \
+  void fill_optim(Kernels&);         \
+  void fill_random(Kernels&);        \
+  void fill_reduce(Kernels&);        \
+  void fill_sample(Kernels&);        \
+  void fill_softmax(Kernels&);       \
   }
 RHEME_DECLARE_ISA(baseline)
 RHEME_DECLARE_ISA(avx2)

@@ -74,6 +74,82 @@ RHEME_FN Types<double>::Vector fma_vector(Types<double>::Vector a, Types<double>
 #endif
 }
 
+// The first n elements of a vector, n <= 0 none; the others read as those of `fill` and are not written.
+#if defined(__AVX512F__)
+RHEME_FN unsigned head_mask(long n, long width) { return n <= 0 ? 0u : n >= width ? (1u << width) - 1 : (1u << n) - 1; }
+RHEME_FN Types<float>::Vector load_vector_part(const float* p, long n, Types<float>::Vector fill) {
+  return (Types<float>::Vector)_mm512_mask_loadu_ps((__m512)fill, static_cast<__mmask16>(head_mask(n, 16)), p);
+}
+RHEME_FN Types<double>::Vector load_vector_part(const double* p, long n, Types<double>::Vector fill) {
+  return (Types<double>::Vector)_mm512_mask_loadu_pd((__m512d)fill, static_cast<__mmask8>(head_mask(n, 8)), p);
+}
+RHEME_FN void store_vector_part(float* p, Types<float>::Vector x, long n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(head_mask(n, 16)), (__m512)x);
+}
+RHEME_FN void store_vector_part(double* p, Types<double>::Vector x, long n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(head_mask(n, 8)), (__m512d)x);
+}
+#elif defined(__AVX2__)
+RHEME_FN Types<float>::Int head_mask(long n, Types<float>::Int) {
+  return (Types<float>::Int{} + static_cast<int32_t>(n < 0 ? 0 : n > 8 ? 8 : n)) > Types<float>::Int{0, 1, 2, 3, 4, 5, 6, 7};
+}
+RHEME_FN Types<double>::Int head_mask(long n, Types<double>::Int) {
+  return (Types<double>::Int{} + static_cast<int64_t>(n)) > Types<double>::Int{0, 1, 2, 3};
+}
+RHEME_FN Types<float>::Vector load_vector_part(const float* p, long n, Types<float>::Vector fill) {
+  const Types<float>::Int mask = head_mask(n, Types<float>::Int{});
+  return mask ? (Types<float>::Vector)_mm256_maskload_ps(p, (__m256i)mask) : fill;
+}
+RHEME_FN Types<double>::Vector load_vector_part(const double* p, long n, Types<double>::Vector fill) {
+  const Types<double>::Int mask = head_mask(n, Types<double>::Int{});
+  return mask ? (Types<double>::Vector)_mm256_maskload_pd(p, (__m256i)mask) : fill;
+}
+RHEME_FN void store_vector_part(float* p, Types<float>::Vector x, long n) {
+  _mm256_maskstore_ps(p, (__m256i)head_mask(n, Types<float>::Int{}), (__m256)x);
+}
+RHEME_FN void store_vector_part(double* p, Types<double>::Vector x, long n) {
+  _mm256_maskstore_pd(p, (__m256i)head_mask(n, Types<double>::Int{}), (__m256d)x);
+}
+#else
+template <class T, class V>
+RHEME_FN V load_vector_part(const T* p, long n, V fill) {
+  for (long i = 0; i < static_cast<long>(sizeof(V) / sizeof(T)); ++i)
+    if (i < n) fill[i] = p[i];
+  return fill;
+}
+template <class T, class V>
+RHEME_FN void store_vector_part(T* p, V x, long n) {
+  for (long i = 0; i < static_cast<long>(sizeof(V) / sizeof(T)); ++i)
+    if (i < n) p[i] = x[i];
+}
+#endif
+
+// The square root is rounded correctly everywhere.
+RHEME_FN Types<float>::Vector sqrt_vector(Types<float>::Vector x) {
+#if defined(__AVX512F__)
+  return (Types<float>::Vector)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (Types<float>::Vector)_mm256_sqrt_ps((__m256)x);
+#elif defined(__ARM_NEON)
+  return (Types<float>::Vector)vsqrtq_f32((float32x4_t)x);
+#else
+  for (long i = 0; i < static_cast<long>(sizeof x / sizeof(float)); ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+RHEME_FN Types<double>::Vector sqrt_vector(Types<double>::Vector x) {
+#if defined(__AVX512F__)
+  return (Types<double>::Vector)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Types<double>::Vector)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__ARM_NEON)
+  return (Types<double>::Vector)vsqrtq_f64((float64x2_t)x);
+#else
+  for (long i = 0; i < static_cast<long>(sizeof x / sizeof(double)); ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
 // The part of the traits that float and double share. S::V is the vector, S::I its integer twin (also the type of comparisons).
 template <class T>
 struct Common {
@@ -86,21 +162,14 @@ struct Common {
   RHEME_FN V load(const T* p) { return *reinterpret_cast<const typename Types<T>::Unaligned*>(p); }
   RHEME_FN void store(T* p, V x) { *reinterpret_cast<typename Types<T>::Unaligned*>(p) = x; }
   // The first n < W elements; the others read as `fill` and are not written.
-  RHEME_FN V load_part(const T* p, long n, T fill = T(0)) {
-    T buffer[W];
-    for (long i = 0; i < W; ++i) buffer[i] = i < n ? p[i] : fill;
-    return load(buffer);
-  }
-  RHEME_FN void store_part(T* p, V x, long n) {
-    T buffer[W];
-    store(buffer, x);
-    for (long i = 0; i < n; ++i) p[i] = buffer[i];
-  }
+  RHEME_FN V load_part(const T* p, long n, T fill = T(0)) { return load_vector_part(p, n, set(fill)); }
+  RHEME_FN void store_part(T* p, V x, long n) { store_vector_part(p, x, n); }
   RHEME_FN V fma(V a, V b, V c) { return fma_vector(a, b, c); }
   RHEME_FN V select(I mask, V a, V b) { return mask ? a : b; }
   RHEME_FN V max(V a, V b) { return a > b ? a : b; }  // compare and select: the same for NaN and -0 on every ISA
   RHEME_FN V min(V a, V b) { return a < b ? a : b; }
   RHEME_FN V abs(V x) { return x < T(0) ? -x : x; }
+  RHEME_FN V sqrt(V x) { return sqrt_vector(x); }
 };
 
 template <class T>
@@ -116,11 +185,8 @@ struct Simd<float> : Common<float> {
   RHEME_FN V log(V x) { return log_f32<Simd<float>>(x); }
   RHEME_FN V tanh(V x) { return tanh_f32<Simd<float>>(x); }
   RHEME_FN V sigmoid(V x) { return sigmoid_any<Simd<float>>(x); }
-  RHEME_FN V sqrt(V x) {
-    V y = x;
-    for (long i = 0; i < W; ++i) y[i] = __builtin_sqrtf(x[i]);
-    return y;
-  }
+  RHEME_FN V sin_small(V x) { return sin_f32<Simd<float>>(x); }  // |x| <= pi / 4
+  RHEME_FN V cos_small(V x) { return cos_f32<Simd<float>>(x); }
 };
 
 // double serves gradient checks: libm, lane by lane.
@@ -135,7 +201,8 @@ struct Simd<double> : Common<double> {
   RHEME_LANES(exp, __builtin_exp)
   RHEME_LANES(log, __builtin_log)
   RHEME_LANES(tanh, __builtin_tanh)
-  RHEME_LANES(sqrt, __builtin_sqrt)
+  RHEME_LANES(sin_small, __builtin_sin)
+  RHEME_LANES(cos_small, __builtin_cos)
 #undef RHEME_LANES
   RHEME_FN V sigmoid(V x) { return sigmoid_any<Simd<double>>(x); }
 };
@@ -161,9 +228,12 @@ struct Lanes {
     return r;
   }
   RHEME_FN Lanes load_part(const T* p, long n, T fill) {
-    T buffer[kLanes];
-    for (long i = 0; i < kLanes; ++i) buffer[i] = i < n ? p[i] : fill;
-    return load(buffer);
+    Lanes r;
+    for (long i = 0; i < N; ++i) r.v[i] = S::load_part(p + i * S::W, n - i * S::W, fill);
+    return r;
+  }
+  RHEME_FN void store_part(T* p, Lanes x, long n) {
+    for (long i = 0; i < N; ++i) S::store_part(p + i * S::W, x.v[i], n - i * S::W);
   }
   RHEME_FN void store(T* p, Lanes x) {
     for (long i = 0; i < N; ++i) S::store(p + i * S::W, x.v[i]);

@@ -100,7 +100,7 @@ def zeros(*, shape: Sequence[int], dtype: str) -> Array:
     return np.zeros(tuple(shape), dtype)
 
 
-# Random numbers: Philox4x32-10 (Salmon et al. 2011) ----------------------------------------------------------------------------
+# Random numbers: Philox4x32-10 (Salmon et al. 2011) ---------------------------------------------------------------------
 
 _M0, _M1, _W0, _W1, _LOW = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFFFFFFFF
 
@@ -160,7 +160,7 @@ def random_normal(*, seed: int, stream: int, position: int, shape: Sequence[int]
     return z.reshape(-1)[:n].astype(dtype).reshape(tuple(shape))
 
 
-# Recurrence and products ------------------------------------------------------------------------------------------------------
+# Recurrence and products ------------------------------------------------------------------------------------------------
 
 
 def _sigmoid(x: Array) -> Array:
@@ -347,7 +347,7 @@ def attention_backward(
     )
 
 
-# Softmax and what stands on it ------------------------------------------------------------------------------------------------
+# Softmax and what stands on it ------------------------------------------------------------------------------------------
 
 
 def _kept(x: Array, mask: Array | None) -> Array:
@@ -492,7 +492,7 @@ def gaussian_kl_backward(
     return dz + dkl * mu, dz * eps * 0.5 * np.exp(0.5 * logvar) + dkl * 0.5 * np.expm1(logvar)
 
 
-# Elementwise ------------------------------------------------------------------------------------------------------------------
+# Elementwise ------------------------------------------------------------------------------------------------------------
 
 
 @in_float64
@@ -593,7 +593,7 @@ def layer_norm_backward(*, dy: Array, x: Array, weight: Array, mean: Array, rstd
     return dx, (dy * xhat).sum(axis=0), dy.sum(axis=0)
 
 
-# Reductions over the middle axis ----------------------------------------------------------------------------------------------
+# Reductions over the middle axis ----------------------------------------------------------------------------------------
 
 
 @in_float64
@@ -623,7 +623,7 @@ def logsumexp(*, x: Array, mask: Array | None) -> Array:
     return _logsumexp(_kept(x, mask), 1)[:, 0]
 
 
-# Optimisers -------------------------------------------------------------------------------------------------------------------
+# Optimisers -------------------------------------------------------------------------------------------------------------
 
 
 def global_norm(*, arrays: Sequence[Array]) -> float:

@@ -61,6 +61,20 @@ auto by_dtype(const py::array& a, const char* name, F&& f) {
   refuse(name, "dtype " + std::string(py::str(a.dtype())) + ", wanted float32 or float64");
 }
 
+// Every id must be 0..size-1, or `except` where that is given.
+inline void check_ids(const int64_t* ids, long n, long size, const char* name, const int64_t* except = nullptr) {
+  for (long i = 0; i < n; ++i)
+    if ((ids[i] < 0 || ids[i] >= size) && !(except && ids[i] == *except))
+      throw py::index_error(std::string(name) + ": " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
+                            ", wanted 0.." + std::to_string(size - 1));
+}
+
+inline void check_row_lengths(const int64_t* lengths, long batch, long time) {
+  for (long n = 0; lengths && n < batch; ++n)
+    if (lengths[n] < 0 || lengths[n] > time)
+      refuse("lengths", std::to_string(lengths[n]) + " at row " + std::to_string(n) + ", wanted 0.." + std::to_string(time));
+}
+
 // A new array of the arena, contents undefined.
 template <class T>
 py::array make(const std::vector<long>& shape) {
@@ -124,5 +138,8 @@ struct Packed {
 // One function per file of this folder adds its ops to the module.
 void bind_machine(py::module_& m);
 void bind_products(py::module_& m);
+void bind_softmax(py::module_& m);
+void bind_elementwise(py::module_& m);
+void bind_random_optim(py::module_& m);
 
 }  // namespace rheme

@@ -13,9 +13,9 @@ py::array empty(const std::vector<long>& shape, const std::string& dtype, bool z
                 : dtype == "int64"   ? make<int64_t>(shape)
                 : dtype == "uint64"  ? make<uint64_t>(shape)
                 : dtype == "int32"   ? make<int32_t>(shape)
-                : dtype == "uint8"   ? make<uint8_t>(shape)
-                                     : (refuse("dtype", "'" + dtype + "' is none of float32 float64 int64 uint64 int32 uint8"),
-                                        py::array());
+                : dtype == "uint8"
+                    ? make<uint8_t>(shape)
+                    : (refuse("dtype", "'" + dtype + "' is none of float32 float64 int64 uint64 int32 uint8"), py::array());
   if (zero) std::memset(a.mutable_data(), 0, static_cast<size_t>(a.nbytes()));
   return a;
 }
@@ -78,4 +78,7 @@ PYBIND11_MODULE(_core, m) {
   rheme::kernels();  // a forced ISA that can't be had fails here, at import
   rheme::bind_machine(m);
   rheme::bind_products(m);
+  rheme::bind_softmax(m);
+  rheme::bind_elementwise(m);
+  rheme::bind_random_optim(m);
 }

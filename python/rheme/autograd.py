@@ -60,8 +60,8 @@ class _Node:
 class Tensor:
     """An array that remembers how it was made.
 
-    data: a NumPy or CuPy array, or what NumPy makes one of (floats become float32). `grad` is None until `backward` reaches a
-    tensor that was made with requires_grad; it is an array of the shape of data, not to be changed in place: tensors may share it.
+    data: a NumPy or CuPy array, or what NumPy makes one of (floats become float32). `grad` is None until `backward` reaches
+    a tensor that was made with requires_grad; then an array shaped like data, not to be changed in place: tensors may share it.
     `version` counts in-place updates by optimisers and loads.
     """
 
@@ -210,14 +210,14 @@ def _deliver(tensor: Tensor, grad: Array) -> None:
     if node is None:
         tensor.grad = grad if tensor.grad is None else ops.add(tensor.grad, grad)
     else:
+        if node.backward is None:
+            raise RhemeError("backward: an earlier backward has used part of this graph, and freed it; compute it again")
         before = node.grads[tensor._index]
         node.grads[tensor._index] = grad if before is None else ops.add(before, grad)
 
 
 def _run(node: _Node) -> None:
-    if node.backward is None:
-        raise RhemeError("backward: part of this graph has been used by an earlier backward and is freed; compute it again")
-    if any(grad is not None for grad in node.grads):
+    if node.backward is not None and any(grad is not None for grad in node.grads):
         grads = node.backward(*node.grads)
         if len(grads) != len(node.inputs):
             raise RhemeError(f"backward of a recorded op gave {len(grads)} gradients for {len(node.inputs)} inputs")
@@ -225,9 +225,8 @@ def _run(node: _Node) -> None:
             if tensor is None or grad is None:
                 continue
             if grad.shape != tensor.shape or grad.dtype != tensor.dtype:
-                raise RhemeError(
-                    f"backward of a recorded op gave a gradient {grad.dtype} {grad.shape} for an input {tensor.dtype} {tensor.shape}"
-                )
+                given, wanted = f"{grad.dtype} {grad.shape}", f"{tensor.dtype} {tensor.shape}"
+                raise RhemeError(f"backward of a recorded op gave a gradient {given} for an input {wanted}")
             _deliver(tensor, grad)
     node.backward, node.inputs, node.grads = None, (), []
 
@@ -267,7 +266,7 @@ def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float | np.generic)
 
 
 def _pair(a: Any, b: Any) -> tuple[Any, Any]:
@@ -371,9 +370,10 @@ def slice(x: Any, index: Any) -> Tensor:
 def gradcheck(fn: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-6, rtol: float = 1e-6) -> bool:
     """Compare the gradients of fn with central differences.
 
-    fn takes tensors made of `inputs` (float64 arrays or Tensors) and returns a tensor, or a tuple of them; it must be a function of them
-    alone. Each output is contracted with fixed random numbers; each element of each input is moved by +-eps. An element may differ by
-    rtol times the largest gradient of its input (at least 1). Returns True, or raises AssertionError naming the worst element.
+    fn takes tensors made of `inputs` (float64 arrays or Tensors) and returns a tensor, or a tuple of them; it must be a
+    function of them alone. Each output is contracted with fixed random numbers; each element of each input is moved by +-eps.
+    An element may differ by rtol times the largest gradient of its input (at least 1). Returns True, or raises
+    AssertionError naming the worst element.
     """
     arrays = [np.array(x.data if isinstance(x, Tensor) else x) for x in inputs]
     for position, array in enumerate(arrays):

@@ -93,8 +93,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer over a whole sequence, one or two directions.
 
-    x (T, N, I); weights: per direction w_ih (4H, I), w_hh (4H, H), b_ih (4H,), b_hh (4H,), gates i f g o; lengths (N,), 0..T, in any
-    order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
+    x (T, N, I); weights: per direction w_ih (4H, I), w_hh (4H, H), b_ih (4H,), b_hh (4H,), gates i f g o;
+    lengths (N,), 0..T, in any order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
     """
     x, h0, c0 = as_tensor(x), _optional(h0), _optional(c0)
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
@@ -106,7 +106,7 @@ def lstm(
     y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, packed=packed, reverse=reverse, save=save)
 
     def backward(dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> list[Array | None]:
-        assert gates is not None and cells is not None
+        assert gates is not None
         dx, dh0, dc0, dw_ih, dw_hh, dbias = ops.lstm_backward(
             _zeros_if_none(dy, y), dh_n, dc_n, x.data, lengths, *start, w_ih, w_hh, y, gates, cells, reverse, x.requires_grad
         )
@@ -246,7 +246,7 @@ def relu(x: Any) -> Tensor:
 
 
 def dropout(x: Any, p: float, seed: int, stream: int, period: int = 0) -> Tensor:
-    """Each element 0 with probability p, else scaled by 1 / (1 - p); the mask is a function of (seed, stream, index modulo period)."""
+    """Each element 0 with probability p, else scaled by 1 / (1 - p), by (seed, stream, index modulo period) alone."""
     x = as_tensor(x)
     if p == 0:
         return x

@@ -5,6 +5,7 @@ parameters in order of creation (`init_scope`), and dropout masks from (seed, st
 """
 
 import contextlib
+import importlib
 import itertools
 import math
 import threading
@@ -86,8 +87,8 @@ class Parameter(Tensor):
 class Module:
     """Something with parameters.
 
-    Parameters and modules set as attributes (or in lists and tuples set as attributes) are found by themselves, in the order in which the
-    attributes were first set. A parameter found twice (tied) counts once, under its first name.
+    Parameters and modules set as attributes (or in lists and tuples set as attributes) are found by themselves, in the
+    order in which the attributes were first set. A parameter found twice (tied) counts once, under its first name.
     """
 
     training: bool = True
@@ -146,7 +147,7 @@ class Module:
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit; then nothing is loaded."""
+        """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit, before any copy."""
         parameters = dict(self.named_parameters())
         wrong = [f"{name} is missing" for name in parameters if name not in state]
         wrong += [f"{name} is unknown" for name in state if name not in parameters]
@@ -201,7 +202,7 @@ class Module:
         if device != "cuda":
             raise InputError(f"unknown device {device!r}: give 'cpu' or 'cuda'")
         try:
-            import cupy
+            cupy: Any = importlib.import_module("cupy")
         except ImportError as error:
             raise RhemeError("device 'cuda' needs CuPy: pip install 'rheme[cuda12]' or 'rheme[cuda13]'") from error
         return self._replace(cupy.asarray)
@@ -229,7 +230,7 @@ class _PackCache:
 
 
 class Embedding(Module):
-    """ids int64 (...) -> (..., embedding_dim). Initialised normal with deviation embedding_dim**-0.5, fit for tying to an output."""
+    """ids int64 (...) -> (..., embedding_dim). Starts normal with deviation embedding_dim**-0.5, fit for tying to an output."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         self.num_embeddings = num_embeddings
@@ -290,8 +291,8 @@ class LSTM(Module):
     """Stacked LSTM layers, each one call of the core over all steps (both directions in it), with dropout between layers.
 
     Parameters carry PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,), then
-    the same with _reverse, then layer 1 (whose I is R*H). Weights start uniform in +-H**-0.5, biases at 0, but the forget gate's at 1
-    (Jozefowicz et al. 2015).
+    the same with _reverse, then layer 1 (whose I is R*H). Weights start uniform in +-H**-0.5, biases at 0, but the forget
+    gate's at 1 (Jozefowicz et al. 2015).
     """
 
     def __init__(
@@ -322,7 +323,15 @@ class LSTM(Module):
 
     def _weights(self, layer: int) -> list[F.Direction]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [tuple(getattr(self, f"{name}_{suffix}") for name in names) for suffix in self._suffixes(layer)]  # type: ignore[misc]
+        return [tuple(getattr(self, f"{name}_{suffix}") for name in names) for suffix in self._suffixes(layer)]
+
+    def _packed(self, layer: int, weights: Sequence[F.Direction]) -> Any:
+        w_ih, w_hh = [direction[0] for direction in weights], [direction[1] for direction in weights]
+
+        def pack() -> Any:
+            return ops.pack_lstm([w.data for w in w_ih], [w.data for w in w_hh])
+
+        return self._caches[layer].get(w_ih + w_hh, pack)
 
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
@@ -337,12 +346,7 @@ class LSTM(Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             weights = self._weights(layer)
-            packed = None
-            if not grad_enabled():
-                w_ih, w_hh = [w[0] for w in weights], [w[1] for w in weights]
-                packed = self._caches[layer].get(
-                    w_ih + w_hh, lambda w_ih=w_ih, w_hh=w_hh: ops.pack_lstm([w.data for w in w_ih], [w.data for w in w_hh])
-                )
+            packed = None if grad_enabled() else self._packed(layer, weights)
             whole = self.num_layers == 1
             part = slice(layer * r, (layer + 1) * r)
             h = h0 if h0 is None or whole else h0[part]
@@ -356,9 +360,9 @@ class LSTM(Module):
 
     @classmethod
     def from_keras(cls, kernel: Any, recurrent_kernel: Any, bias: Any) -> "LSTM":
-        """One layer, one direction, from the weights of keras.layers.LSTM: kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,).
+        """One layer, one direction, from keras.layers.LSTM: kernel (I, 4H), recurrent_kernel (H, 4H), bias (4H,).
 
-        Keras' gates stand in the same order (i f c o, c being g), so only the axes are swapped. InputError for shapes that do not fit.
+        Keras' gates stand in the same order (i f c o, c being g), so only the axes are swapped. InputError for wrong shapes.
         """
         kernel, recurrent, bias = (np.asarray(w, np.float32) for w in (kernel, recurrent_kernel, bias))
         hidden = recurrent.shape[0]
@@ -385,7 +389,7 @@ class LSTM(Module):
 
 
 class Attention(Module):
-    """Dot-product attention with projections of query and keys, scaled by attention_size**-0.5 (Luong et al. 2015; Vaswani et al. 2017).
+    """Dot-product attention with projections of query and keys, scaled by attention_size**-0.5 (Vaswani et al. 2017).
 
     `project` works out keys (and values) once per source; `forward` is then called with them as often as needed.
     value_size None: the values are the memory itself. attention_size None: key_size.

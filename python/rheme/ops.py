@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-any-return"
 """Arrays in, arrays out: every op of the core and its backward, with shapes, defaults and broadcasting done here.
 
 Names are those of `_core.pyi`, where the shape letters are declared; "..." stands for leading axes, flattened on the way
@@ -23,6 +24,8 @@ from rheme.errors import RhemeError
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
 
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
 
 @functools.cache
 def _cuda() -> Any:
@@ -41,12 +44,17 @@ def backend(array: Any) -> Any:
     raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
 
 
-# Making arrays -----------------------------------------------------------------------------------------------------------
+# Making arrays --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _name(dtype: Any) -> str:
+    return np.dtype(dtype).name  # NumPy takes 2 us to find it
 
 
 def empty(shape: Sequence[int], dtype: Any = "float32", like: Array | None = None) -> Array:
     """An uninitialised array; floats come from the core's arena. `like` gives the device."""
-    name = np.dtype(dtype).name
+    name = _name(dtype)
     core = _core if like is None else backend(like)
     if core is _core and name not in ("float32", "float64"):
         return np.empty(tuple(shape), name)
@@ -55,7 +63,7 @@ def empty(shape: Sequence[int], dtype: Any = "float32", like: Array | None = Non
 
 def zeros(shape: Sequence[int], dtype: Any = "float32", like: Array | None = None) -> Array:
     """An array of zeros; floats come from the core's arena. `like` gives the device."""
-    name = np.dtype(dtype).name
+    name = _name(dtype)
     core = _core if like is None else backend(like)
     if core is _core and name not in ("float32", "float64"):
         return np.zeros(tuple(shape), name)
@@ -63,20 +71,23 @@ def zeros(shape: Sequence[int], dtype: Any = "float32", like: Array | None = Non
 
 
 def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
-    """`value` as an array the core takes: contiguous; other floats become float32, integers int64, unless dtype says.
+    """`value` as an array the core takes: contiguous; integers become int64, floats float32 unless they are float64 arrays.
 
-    An array that already is one comes back as it is, not copied. `like` gives the device (and the dtype of Python floats).
+    An array that already is one comes back as it is, not copied. dtype, if given, holds instead; `like` gives the device, and
+    the dtype of Python floats.
     """
-    if type(value) is np.ndarray or type(value).__module__.startswith("cupy"):
-        array = value
+    if type(value) is np.ndarray and dtype is None and like is None and value.dtype in _FLOATS and value.flags.c_contiguous:
+        return value
+    if isinstance(value, np.ndarray | np.generic) or type(value).__module__.startswith("cupy"):
+        array = np.asarray(value) if isinstance(value, np.generic) else value
     else:
         array = np.asarray(value)
-        if dtype is None and array.dtype.kind == "f" and like is not None and not isinstance(value, np.ndarray | np.generic):
-            dtype = like.dtype
+        if dtype is None and array.dtype.kind == "f":
+            dtype = np.float32 if like is None else like.dtype
     if dtype is None:
         kind = array.dtype.kind
         if kind == "f":
-            dtype = array.dtype if array.dtype.itemsize in (4, 8) else np.float32
+            dtype = np.float64 if array.dtype.itemsize == 8 else np.float32
         elif kind == "i" or (kind == "u" and array.dtype.itemsize not in (1, 8)):
             dtype = np.int64
         else:
@@ -85,7 +96,7 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
         array = array.astype(dtype)
     if like is not None and isinstance(array, np.ndarray) and not isinstance(like, np.ndarray):
         moved = empty(array.shape, array.dtype, like)
-        moved.set(np.ascontiguousarray(array))  # type: ignore[attr-defined]
+        moved.set(np.ascontiguousarray(array))
         return moved
     return contiguous(array)
 
@@ -99,7 +110,7 @@ def contiguous(x: Array) -> Array:
     return copy
 
 
-def _int64(x: Any, like: Array, name: str) -> Array:
+def integers(x: Any, like: Array, name: str) -> Array:
     if not (hasattr(x, "dtype") and hasattr(x, "flags")):
         x = np.asarray(x)
         if x.size == 0:
@@ -109,11 +120,11 @@ def _int64(x: Any, like: Array, name: str) -> Array:
     return asarray(x, np.int64, like)
 
 
-def _lengths(lengths: Any, like: Array) -> Array | None:
-    return None if lengths is None else _int64(lengths, like, "lengths")
+def lengths_of(lengths: Any, like: Array) -> Array | None:
+    return None if lengths is None else integers(lengths, like, "lengths")
 
 
-def _mask(mask: Any, x: Array) -> Array | None:
+def mask_of(mask: Any, x: Array) -> Array | None:
     """A mask as uint8 of the shape of x; a mask of a smaller shape is broadcast."""
     if mask is None:
         return None
@@ -130,7 +141,7 @@ def _mask(mask: Any, x: Array) -> Array | None:
         raise ValueError(f"mask: shape {mask.shape} does not fit x of shape {x.shape}") from None
 
 
-def _rows(x: Array, name: str = "x") -> Array:
+def as_rows(x: Array, name: str = "x") -> Array:
     """x (..., C) as (M, C)."""
     shape = x.shape
     if len(shape) == 2:
@@ -140,7 +151,20 @@ def _rows(x: Array, name: str = "x") -> Array:
     return contiguous(x).reshape(math.prod(shape[:-1]), shape[-1])
 
 
-# Random numbers: Philox4x32-10, a function of (seed, stream, position) alone ---------------------------------------------------
+def broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(a, b)
+    except ValueError:
+        raise ValueError(f"shapes {a} and {b} do not broadcast together") from None
+
+
+def expand(x: Array, shape: tuple[int, ...]) -> Array:
+    out = empty(shape, x.dtype, x)
+    out[...] = x
+    return out
+
+
+# Random numbers: Philox4x32-10, functions of (seed, stream, position) alone -------------------------------------------
 
 
 def random_bits(seed: int, stream: int, position: int, n: int) -> Array:
@@ -150,17 +174,17 @@ def random_bits(seed: int, stream: int, position: int, n: int) -> Array:
 
 def random_uniform(seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32") -> Array:
     """F `shape`, uniform in [0, 1)."""
-    name = np.dtype(dtype).name
+    name = _name(dtype)
     return _core.random_uniform(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
 
 
 def random_normal(seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32") -> Array:
     """F `shape`, standard normal (Box and Muller)."""
-    name = np.dtype(dtype).name
+    name = _name(dtype)
     return _core.random_normal(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
 
 
-# Recurrence and products ------------------------------------------------------------------------------------------------------
+# Recurrence and products ------------------------------------------------------------------------------------------------
 
 
 def pack_lstm(w_ih: Sequence[Array], w_hh: Sequence[Array]) -> Any:
@@ -188,7 +212,7 @@ def lstm(
     """
     return backend(x).lstm(
         x=contiguous(x),
-        lengths=_lengths(lengths, x),
+        lengths=lengths_of(lengths, x),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
         w_ih=[contiguous(w) for w in w_ih],
@@ -222,7 +246,7 @@ def lstm_backward(
         dh_n=None if dh_n is None else contiguous(dh_n),
         dc_n=None if dc_n is None else contiguous(dc_n),
         x=contiguous(x),
-        lengths=_lengths(lengths, x),
+        lengths=lengths_of(lengths, x),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
         w_ih=[contiguous(w) for w in w_ih],
@@ -242,8 +266,10 @@ def pack_linear(weight: Array) -> Any:
 
 def linear(x: Array, weight: Array, bias: Array | None = None, packed: Any = None) -> Array:
     """x (..., K), weight (C, K), bias (C,) -> (..., C)."""
-    y = backend(x).linear(x=_rows(x), weight=contiguous(weight), bias=None if bias is None else contiguous(bias), packed=packed)
-    return y if x.ndim == 2 else y.reshape(x.shape[:-1] + (y.shape[1],))
+    y = backend(x).linear(
+        x=as_rows(x), weight=contiguous(weight), bias=None if bias is None else contiguous(bias), packed=packed
+    )
+    return y if x.ndim == 2 else y.reshape((*x.shape[:-1], y.shape[1]))
 
 
 def linear_backward(
@@ -251,8 +277,8 @@ def linear_backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """dx (..., K), dweight (C, K), dbias (C,); None for what is not needed."""
     dx, dweight, dbias = backend(x).linear_backward(
-        dy=_rows(dy, "dy"),
-        x=_rows(x),
+        dy=as_rows(dy, "dy"),
+        x=as_rows(x),
         weight=contiguous(weight),
         need_dx=need_dx,
         need_dweight=need_dweight,
@@ -267,12 +293,12 @@ def matmul(a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = Fa
         raise ValueError(f"matmul: expected at least two axes, got a of shape {a.shape} and b of shape {b.shape}")
     lead = a.shape[:-2]
     if lead != b.shape[:-2]:
-        lead = _broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a, b = np.broadcast_to(a, lead + a.shape[-2:]), np.broadcast_to(b, lead + b.shape[-2:])
     batch = math.prod(lead)
     y = backend(a).matmul(
-        a=contiguous(a).reshape((batch,) + a.shape[-2:]),
-        b=contiguous(b).reshape((batch,) + b.shape[-2:]),
+        a=contiguous(a).reshape((batch, *a.shape[-2:])),
+        b=contiguous(b).reshape((batch, *b.shape[-2:])),
         transpose_a=transpose_a,
         transpose_b=transpose_b,
     )
@@ -294,27 +320,28 @@ def matmul_backward(dy: Array, a: Array, b: Array, transpose_a: bool = False, tr
 
 def embedding(ids: Any, weight: Array) -> Array:
     """ids int64 (...), weight (V, C) -> (..., C). IndexError for an id outside 0..V-1."""
-    ids = _int64(ids, weight, "ids")
+    ids = integers(ids, weight, "ids")
     y = backend(weight).embedding(ids=ids.reshape(ids.size), weight=contiguous(weight))
-    return y.reshape(ids.shape + (weight.shape[1],))
+    return y.reshape((*ids.shape, weight.shape[1]))
 
 
 def embedding_backward(dy: Array, ids: Any, num_embeddings: int) -> Array:
     """dy (..., C) -> (V, C); rows of the same id are added in the order of their position."""
-    ids = _int64(ids, dy, "ids")
-    return backend(dy).embedding_backward(dy=_rows(dy, "dy"), ids=ids.reshape(ids.size), num_embeddings=num_embeddings)
+    ids = integers(ids, dy, "ids")
+    return backend(dy).embedding_backward(dy=as_rows(dy, "dy"), ids=ids.reshape(ids.size), num_embeddings=num_embeddings)
 
 
 def attention(query: Array, key: Array, value: Array, lengths: Any = None, scale: float = 1.0) -> tuple[Array, Array]:
-    """Dot-product attention (Luong et al. 2015): query (T, N, H), key (S, N, H), value (S, N, C) -> context (T, N, C), weights (N, T, S).
+    """Dot-product attention (Luong et al. 2015), softmax over S.
 
-    Keys at s >= lengths[n] are hidden; a row of length 0 gets a context of zeros.
+    query (T, N, H), key (S, N, H), value (S, N, C) -> context (T, N, C), weights (N, T, S). Keys at s >= lengths[n] are
+    hidden; a row of length 0 gets a context of zeros.
     """
     return backend(query).attention(
         query=contiguous(query),
         key=contiguous(key),
         value=contiguous(value),
-        lengths=_lengths(lengths, query),
+        lengths=lengths_of(lengths, query),
         scale=float(scale),
     )
 
@@ -334,29 +361,29 @@ def attention_backward(
     )
 
 
-# Softmax and what stands on it ------------------------------------------------------------------------------------------------
+# Softmax and what stands on it ------------------------------------------------------------------------------------------
 
 
 def softmax(x: Array, mask: Any = None) -> Array:
     """x (..., C), mask bool or uint8 (1 keeps) -> (..., C), over the last axis. A row with nothing kept is all zeros."""
-    return backend(x).softmax(x=_rows(x), mask=_row_mask(mask, x)).reshape(x.shape)
+    return backend(x).softmax(x=as_rows(x), mask=_row_mask(mask, x)).reshape(x.shape)
 
 
 def softmax_backward(dy: Array, y: Array) -> Array:
-    return backend(y).softmax_backward(dy=_rows(dy, "dy"), y=_rows(y, "y")).reshape(y.shape)
+    return backend(y).softmax_backward(dy=as_rows(dy, "dy"), y=as_rows(y, "y")).reshape(y.shape)
 
 
 def log_softmax(x: Array, mask: Any = None) -> Array:
     """x (..., C), mask bool or uint8 (1 keeps) -> (..., C), over the last axis. Hidden entries are -inf."""
-    return backend(x).log_softmax(x=_rows(x), mask=_row_mask(mask, x)).reshape(x.shape)
+    return backend(x).log_softmax(x=as_rows(x), mask=_row_mask(mask, x)).reshape(x.shape)
 
 
 def log_softmax_backward(dy: Array, y: Array) -> Array:
-    return backend(y).log_softmax_backward(dy=_rows(dy, "dy"), y=_rows(y, "y")).reshape(y.shape)
+    return backend(y).log_softmax_backward(dy=as_rows(dy, "dy"), y=as_rows(y, "y")).reshape(y.shape)
 
 
 def _row_mask(mask: Any, x: Array) -> Array | None:
-    return None if mask is None else _rows(_mask(mask, x), "mask")  # type: ignore[arg-type]
+    return None if mask is None else as_rows(mask_of(mask, x), "mask")  # type: ignore[arg-type]
 
 
 def linear_cross_entropy(
@@ -374,11 +401,11 @@ def linear_cross_entropy(
     loss = (1 - s) (lse - logit[target]) + s (lse - mean of the logits), s = label_smoothing (Szegedy et al. 2016).
     With `save`: loss, lse and logits (or None), as `linear_cross_entropy_backward` needs them.
     """
-    targets = _int64(targets, x, "targets")
+    targets = integers(targets, x, "targets")
     if targets.shape != x.shape[:-1]:
         raise ValueError(f"targets: shape {targets.shape} does not fit x of shape {x.shape}")
     loss, lse, logits = backend(x).linear_cross_entropy(
-        x=_rows(x),
+        x=as_rows(x),
         weight=contiguous(weight),
         bias=None if bias is None else contiguous(bias),
         targets=targets.reshape(targets.size),
@@ -402,10 +429,10 @@ def linear_cross_entropy_backward(
     label_smoothing: float = 0.0,
 ) -> tuple[Array, Array, Array | None]:
     """dx (..., K), dweight (V, K), dbias (V,) or None."""
-    targets = _int64(targets, x, "targets")
+    targets = integers(targets, x, "targets")
     dx, dweight, dbias = backend(x).linear_cross_entropy_backward(
         dloss=contiguous(dloss).reshape(dloss.size),
-        x=_rows(x),
+        x=as_rows(x),
         weight=contiguous(weight),
         bias=None if bias is None else contiguous(bias),
         targets=targets.reshape(targets.size),
@@ -439,8 +466,9 @@ def sample(
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """x (..., V) -> values (..., k) and ids int64 (..., k), largest first, equal ones by ascending id."""
-    values, ids = backend(x).top_k(x=_rows(x), k=int(k))
-    return (values, ids) if x.ndim == 2 else (values.reshape(x.shape[:-1] + (k,)), ids.reshape(x.shape[:-1] + (k,)))
+    values, ids = backend(x).top_k(x=as_rows(x), k=int(k))
+    shape = (*x.shape[:-1], k)
+    return values.reshape(shape), ids.reshape(shape)
 
 
 def gaussian_kl(
@@ -452,9 +480,9 @@ def gaussian_kl(
     (free_bits_over "sample"), or a whole column by its mean ("batch"; Kingma et al. 2016).
     """
     z, kl = backend(mu).gaussian_kl(
-        mu=_rows(mu, "mu"),
-        logvar=_rows(logvar, "logvar"),
-        eps=_rows(eps, "eps"),
+        mu=as_rows(mu, "mu"),
+        logvar=as_rows(logvar, "logvar"),
+        eps=as_rows(eps, "eps"),
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
@@ -466,25 +494,18 @@ def gaussian_kl_backward(
 ) -> tuple[Array, Array]:
     """dmu, dlogvar (..., D)."""
     dmu, dlogvar = backend(mu).gaussian_kl_backward(
-        dz=_rows(dz, "dz"),
-        dkl=_rows(dkl, "dkl"),
-        mu=_rows(mu, "mu"),
-        logvar=_rows(logvar, "logvar"),
-        eps=_rows(eps, "eps"),
+        dz=as_rows(dz, "dz"),
+        dkl=as_rows(dkl, "dkl"),
+        mu=as_rows(mu, "mu"),
+        logvar=as_rows(logvar, "logvar"),
+        eps=as_rows(eps, "eps"),
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
     return dmu.reshape(mu.shape), dlogvar.reshape(mu.shape)
 
 
-# Elementwise ------------------------------------------------------------------------------------------------------------------
-
-
-def _broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        return np.broadcast_shapes(a, b)
-    except ValueError:
-        raise ValueError(f"shapes {a} and {b} do not broadcast together") from None
+# Elementwise ------------------------------------------------------------------------------------------------------------
 
 
 def _fill(shape: tuple[int, ...], value: float, like: Array) -> Array:
@@ -493,28 +514,22 @@ def _fill(shape: tuple[int, ...], value: float, like: Array) -> Array:
     return filled
 
 
-def _expand(x: Array, shape: tuple[int, ...]) -> Array:
-    out = empty(shape, x.dtype, x)
-    out[...] = x
-    return out
-
-
 def _binary(name: str, a: Any, b: Any) -> Array:
     """Run a binary op: the core takes a (M, C) with b (M, C), (1, C), (M, 1) or (1, 1)."""
-    if not hasattr(a, "shape"):
+    if isinstance(a, int | float | np.generic):
         a = _fill((1,) * b.ndim, a, b)
-    elif not hasattr(b, "shape"):
+    elif isinstance(b, int | float | np.generic):
         b = _fill((1, 1), b, a)
         return getattr(backend(a), name)(a=_at_least_2d(a), b=b).reshape(a.shape)
     op = getattr(backend(a), name)
     shape = a.shape
     if shape == b.shape:
         return op(a=_at_least_2d(a), b=_at_least_2d(b)).reshape(shape)
-    shape = _broadcast_shapes(shape, b.shape)
+    shape = broadcast_shapes(shape, b.shape)
     if a.shape != shape and b.shape == shape and name in ("add", "mul"):
         a, b = b, a
     if a.shape != shape:
-        a = _expand(a, shape)
+        a = expand(a, shape)
     padded = (1,) * (len(shape) - b.ndim) + b.shape
     # The split where b repeats along everything before (a row) or after (a column).
     row = next((i for i, n in enumerate(padded) if n != 1), len(shape))
@@ -527,12 +542,12 @@ def _binary(name: str, a: Any, b: Any) -> Array:
         rows = math.prod(shape[:column])
         y = op(a=a.reshape(rows, math.prod(shape[column:])), b=b.reshape(rows, 1))
     else:
-        y = op(a=_at_least_2d(a), b=_at_least_2d(_expand(b, shape)))
+        y = op(a=_at_least_2d(a), b=_at_least_2d(expand(b, shape)))
     return y.reshape(shape)
 
 
 def _at_least_2d(x: Array) -> Array:
-    return _rows(x) if x.ndim else contiguous(x).reshape(1, 1)
+    return as_rows(x) if x.ndim else contiguous(x).reshape(1, 1)
 
 
 def add(a: Any, b: Any) -> Array:
@@ -550,15 +565,6 @@ def mul(a: Any, b: Any) -> Array:
 
 def div(a: Any, b: Any) -> Array:
     return _binary("div", a, b)
-
-
-def reduce_to(dy: Array, shape: tuple[int, ...]) -> Array:
-    """Sum dy over the axes along which an operand of this shape was broadcast."""
-    if dy.shape == shape:
-        return dy
-    padded = (1,) * (dy.ndim - len(shape)) + shape
-    axes = tuple(i for i, (n, m) in enumerate(zip(padded, dy.shape, strict=True)) if n == 1 and m != 1)
-    return (sum(dy, axes) if axes else dy).reshape(shape)
 
 
 def add_backward(dy: Array, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -635,20 +641,22 @@ def dropout(x: Array, p: float, seed: int, stream: int, period: int = 0) -> Arra
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float = 1e-5) -> tuple[Array, Array, Array]:
-    """x (..., C), weight and bias (C,) -> y (..., C), and mean and rstd (M,), M the product of the leading axes (Ba et al. 2016)."""
-    y, mean, rstd = backend(x).layer_norm(x=_rows(x), weight=contiguous(weight), bias=contiguous(bias), epsilon=float(epsilon))
+    """x (..., C), weight and bias (C,) -> y (..., C), mean and rstd (M,), M being all the rows (Ba et al. 2016)."""
+    y, mean, rstd = backend(x).layer_norm(
+        x=as_rows(x), weight=contiguous(weight), bias=contiguous(bias), epsilon=float(epsilon)
+    )
     return y.reshape(x.shape), mean, rstd
 
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """dx (..., C), dweight and dbias (C,)."""
     dx, dweight, dbias = backend(x).layer_norm_backward(
-        dy=_rows(dy, "dy"), x=_rows(x), weight=contiguous(weight), mean=mean, rstd=rstd
+        dy=as_rows(dy, "dy"), x=as_rows(x), weight=contiguous(weight), mean=mean, rstd=rstd
     )
     return dx.reshape(x.shape), dweight, dbias
 
 
-# Reductions -------------------------------------------------------------------------------------------------------------------
+# Reductions -------------------------------------------------------------------------------------------------------------
 
 
 class _Reduction:
@@ -679,7 +687,7 @@ class _Reduction:
         return contiguous(x).reshape(self.folded)
 
     def fold_mask(self, mask: Any, x: Array) -> Array | None:
-        return None if mask is None else self.fold(_mask(mask, x))  # type: ignore[arg-type]
+        return None if mask is None else self.fold(mask_of(mask, x))  # type: ignore[arg-type]
 
     def unfold(self, x: Array) -> Array:
         """(A, K, C) back to the shape of the input."""
@@ -692,14 +700,14 @@ class _Reduction:
     def spread(self, dy: Array, mask: Array | None) -> Array:
         """dy (A, C) to (A, K, C): the same for each k, 0 where hidden."""
         a, _, c = self.folded
-        out = _expand(dy.reshape(a, 1, c), self.folded)
+        out = expand(dy.reshape(a, 1, c), self.folded)
         if mask is not None:
             out[mask == 0] = 0
         return out
 
 
 def sum(x: Array, axis: Axis = None, keepdims: bool = False, mask: Any = None) -> Array:
-    """x (any shape) summed over `axis` (an int, several, or None: all); mask bool or uint8 (1 keeps), broadcast to x. Empty: 0."""
+    """x summed over `axis` (an int, several, or None: all); mask bool or uint8 (1 keeps), broadcast to x. Nothing kept: 0."""
     fold = _Reduction(x.shape, axis, keepdims)
     return backend(x).sum(x=fold.fold(x), mask=fold.fold_mask(mask, x)).reshape(fold.out)
 
@@ -721,7 +729,8 @@ def mean_backward(dy: Array, x: Array, axis: Axis = None, mask: Any = None) -> A
     kept = fold.fold_mask(mask, x)
     count = empty((a, c), dy.dtype, dy)
     count[...] = builtins.max(k, 1) if kept is None else np.maximum(np.count_nonzero(kept, axis=1), 1)
-    return fold.unfold(fold.spread(div(contiguous(dy).reshape(a, c), count), kept))
+    each = backend(dy).div(a=contiguous(dy).reshape(a, c), b=count)
+    return fold.unfold(fold.spread(each, kept))
 
 
 def max(x: Array, axis: Axis = None, keepdims: bool = False, mask: Any = None) -> tuple[Array, Array]:
@@ -749,17 +758,28 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False, mask: Any = N
 
 def logsumexp_backward(dy: Array, x: Array, y: Array, axis: Axis = None, mask: Any = None) -> Array:
     fold = _Reduction(x.shape, axis, False)
-    a, _, c = fold.folded
+    a, k, c = fold.folded
     kept = fold.fold_mask(mask, x)
     dy, y = contiguous(dy).reshape(a, c), contiguous(y).reshape(a, c)
     dy, y = np.where(y == -np.inf, np.zeros_like(dy), dy), np.where(y == -np.inf, np.zeros_like(y), y)
-    dx = mul(exp(sub(fold.fold(x), fold.spread(y, None))), fold.spread(dy, None))
+    core, flat = backend(x), (a, k * c)
+    below = core.sub(a=fold.fold(x).reshape(flat), b=fold.spread(y, None).reshape(flat))
+    dx = core.mul(a=core.exp(x=below), b=fold.spread(dy, None).reshape(flat)).reshape(fold.folded)
     if kept is not None:
         dx[kept == 0] = 0
     return fold.unfold(dx)
 
 
-# Shape ------------------------------------------------------------------------------------------------------------------------
+def reduce_to(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum dy over the axes along which an operand of this shape was broadcast."""
+    if dy.shape == shape:
+        return dy
+    padded = (1,) * (dy.ndim - len(shape)) + shape
+    axes = tuple(i for i, (n, m) in enumerate(zip(padded, dy.shape, strict=True)) if n == 1 and m != 1)
+    return (sum(dy, axes) if axes else dy).reshape(shape)
+
+
+# Shape ----------------------------------------------------------------------------------------------------------------
 
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
@@ -772,10 +792,10 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
         if x.ndim != first.ndim or x.shape[:axis] + x.shape[axis + 1 :] != first.shape[:axis] + first.shape[axis + 1 :]:
             raise ValueError(f"concat: shapes {first.shape} and {x.shape} differ elsewhere than on axis {axis}")
     size = builtins.sum(x.shape[axis] for x in arrays)
-    out = empty(first.shape[:axis] + (size,) + first.shape[axis + 1 :], first.dtype, first)
+    out = empty((*first.shape[:axis], size, *first.shape[axis + 1 :]), first.dtype, first)
     lead, start = (builtins.slice(None),) * axis, 0
     for x in arrays:
-        out[lead + (builtins.slice(start, start + x.shape[axis]),)] = x
+        out[(*lead, builtins.slice(start, start + x.shape[axis]))] = x
         start += x.shape[axis]
     return out
 
@@ -784,7 +804,7 @@ def concat_backward(dy: Array, sizes: Sequence[int], axis: int = 0) -> list[Arra
     """The parts of dy, of these sizes along `axis`."""
     lead, start, parts = (builtins.slice(None),) * (axis % dy.ndim), 0, []
     for size in sizes:
-        parts.append(contiguous(dy[lead + (builtins.slice(start, start + size),)]))
+        parts.append(contiguous(dy[(*lead, builtins.slice(start, start + size))]))
         start += size
     return parts
 
@@ -811,7 +831,7 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
     return contiguous(x.transpose(axes))
 
 
-# Optimisers: they update their arrays in place --------------------------------------------------------------------------------
+# Optimisers: they update their arrays in place --------------------------------------------------------------------------
 
 
 def global_norm(arrays: Sequence[Array]) -> float:
@@ -832,7 +852,7 @@ def adamw(
     step: int = 1,
     grad_scale: float = 1.0,
 ) -> None:
-    """One AdamW update (Loshchilov and Hutter 2019) of param, m and v, in place; the gradient is first multiplied by grad_scale."""
+    """One AdamW update (Loshchilov and Hutter 2019) of param, m and v, in place; grad is first multiplied by grad_scale."""
     backend(param).adamw(
         param=param,
         grad=contiguous(grad),

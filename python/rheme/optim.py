@@ -69,7 +69,7 @@ class _Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of an optimiser of the same kind over the same parameters. InputError names all that does not fit."""
+        """Take up the state of such an optimiser over the same parameters. InputError names all that does not fit."""
         expected = self.state_dict()
         wrong = [f"{name} is missing" for name in expected if name not in state]
         wrong += [f"{name} is unknown" for name in state if name not in expected]

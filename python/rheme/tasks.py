@@ -67,6 +67,7 @@ class Task:
     name: ClassVar[str]
     Config: ClassVar[type[msgspec.Struct]]  # the model's sizes and the data's settings, all with defaults
     fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, in order, or keys of a JSON line
+    sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
     pipeline_tag: ClassVar[str] = ""  # the hub's name for this kind of task, for the model card
     pipeline_key: ClassVar[str] = "text"  # the key of the text in the results of rheme.pipeline()
 
@@ -83,17 +84,17 @@ class Task:
     # Data ------------------------------------------------------------------------------------------------------------------
 
     def read(self, paths: Any, fields: Sequence[str] | None = None) -> list[Any]:
-        """Examples from one file or several: tuples of strings, one for each of ``self.fields`` (plain strings if it is one)."""
+        """Examples from one file or several: tuples of strings, one for each of ``self.fields``; plain strings if it is one."""
         from rheme.text import readers
 
         rows = readers.read_records(paths, fields or self.fields, given=fields is not None)
         return [row[0] for row in rows] if len(fields or self.fields) == 1 else rows
 
-    def split(self, examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
-        """(train, valid). By the hash of the first field, so that equal texts always land on the same side."""
+    def split(self, examples: Sequence[Any], share: float, salt: str = "") -> tuple[list[Any], list[Any]]:
+        """(train, held out), by a hash of the first text; no text of the first ``sides`` stands in both."""
         from rheme.text import readers
 
-        return readers.split_by_hash(examples, share)
+        return readers.split_by_hash(examples, share, self.sides, salt)
 
     def write_examples(self, path: Path, examples: Sequence[Any]) -> None:
         """Write examples (such as the held-out ones) as a file that ``read`` takes: TSV, a line an example."""
@@ -164,7 +165,7 @@ class Task:
         card: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write the model folder, atomically. dtype float32, float16 or int8. state: other weights than the model's (an average)."""
+        """Write the model folder, atomically. dtype: float32, float16 or int8. state: other weights than the model's."""
         return storage.save(
             folder,
             task=self.name,
@@ -296,7 +297,9 @@ def load(task: str | None = None, model: str | Path | None = None, **options: An
         raise InputError(f"{model} holds a model for {stored.task!r}, not for {task!r}")
     cls = get_task(stored.task)
     if not cls.serves(stored.config, **options):
-        raise InputError(f"the model in {model} cannot do {', '.join(f'{k}={v}' for k, v in options.items())}: {stored.config}")
+        asked = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+        languages = ", ".join(stored.config.get("languages", []))
+        raise InputError(f"the model in {model} cannot do {asked}{f'; its languages: {languages}' if languages else ''}")
     loaded = cls.from_stored(stored)
     loaded.options.update({key: value for key, value in options.items() if value is not None})
     return loaded
@@ -307,7 +310,7 @@ PIPELINES = {"text-generation": "generation", "summarization": "summarization", 
 
 
 def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Callable[..., list[Any]]:
-    """What transformers' ``pipeline`` gave for this name: a function from a text, or a list, to ``[{"translation_text": ...}]``.
+    """What transformers' ``pipeline`` gave for this name: a function from a text or a list to ``[{"translation_text": ...}]``.
 
     Names: ``translation_XX_to_YY``, or a task's own name.
     """

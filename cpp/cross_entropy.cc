@@ -1,0 +1,158 @@
+// Linear layer and softmax cross-entropy in one. Compiled once per ISA.
+//
+// Forward: 96 rows of logits at a time, small enough to stay in the cache until their log-sum-exp is taken. Backward: for each
+// block of 512 columns of the vocabulary the gradient of the logits is made, used for its columns of dweight and added to dx,
+// so that it never exists as a whole, dweight is written once, and both sums are those that plain products would form. Rows
+// whose target is ignored take no part in the backward pass.
+#include "rows.h"
+
+namespace rheme {
+namespace RHEME_NS {
+namespace {
+
+constexpr long kForwardRows = 96;
+constexpr long kBackwardRows = 2048;  // a multiple of kBlock, so that dweight sums the same blocks whatever the number of rows
+
+template <class T>
+struct Loss {
+  const CrossEntropyArgs<T>& a;
+
+  void run(long m, const T* logits) const {
+    const T lowest = T(-__builtin_inf());
+    const T top = row_max(logits, a.v);
+    const T anchor = top == lowest ? T(0) : top;
+    const T sum = static_cast<T>(row_exp_sum(logits, a.v, anchor));
+    const double lse = static_cast<double>(anchor) + static_cast<double>(log_scalar(sum));
+    a.lse[m] = static_cast<T>(lse);
+    if (a.targets[m] == a.ignore_index) {
+      a.loss[m] = T(0);
+      return;
+    }
+    const double s = a.label_smoothing, at_target = static_cast<double>(logits[a.targets[m]]);
+    double loss = lse - at_target;
+    if (s != 0) {
+      const double mean =
+          row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(logits); }) / static_cast<double>(a.v);
+      loss = (1 - s) * loss + s * (lse - mean);
+    }
+    a.loss[m] = static_cast<T>(loss);
+  }
+};
+
+template <class T>
+void linear_cross_entropy(const CrossEntropyArgs<T>& a) {
+  const long row_blocks = ceil_div(a.m, kForwardRows), panels_count = ceil_div(a.v, kPanel);
+  Scratch<T> panels(panel_elements(a.k, a.v));
+  pack_panels(a.weight, 1, a.k, a.k, a.v, panels.data);
+  const Loss<T> loss = {a};
+  if (row_blocks < num_threads()) {  // too few blocks of rows: share out the columns instead
+    Scratch<T> own(a.logits ? 0 : a.m * a.v);
+    T* logits = a.logits ? a.logits : own.data;
+    const Product<T> product = {a.m, a.k, a.v, a.x, a.k, false, panels.data, logits, a.v, a.bias, nullptr, false};
+    product.run_parallel();
+    parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
+      for (long m = first; m < last; ++m) loss.run(m, logits + m * a.v);
+    });
+    return;
+  }
+  parallel(row_blocks, [&](long block) {
+    const long first = block * kForwardRows, rows = min_long(kForwardRows, a.m - first);
+    Scratch<T> own(a.logits ? 0 : rows * a.v);
+    T* logits = a.logits ? a.logits + first * a.v : own.data;
+    const Product<T> product = {rows,   a.k, a.v,    a.x + first * a.k, a.k,  false, panels.data,
+                                logits, a.v, a.bias, nullptr,           false};
+    product.run(0, rows, 0, panels_count);
+    for (long r = 0; r < rows; ++r) loss.run(first + r, logits + r * a.v);
+  });
+}
+
+// The gradient of the logits in the columns [v0, v0 + columns) of one row, from those logits; in place where g is logits.
+template <class T>
+RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m, long v0, long columns, const T* logits, T* g) {
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  const T smooth = static_cast<T>(a.label_smoothing / static_cast<double>(a.v)), hit = static_cast<T>(1 - a.label_smoothing);
+  const V lse = S::set(a.lse[m]), share = S::set(smooth), scale = S::set(a.dloss[m]);
+  const long target = a.targets[m] - v0;
+  const bool here = target >= 0 && target < columns;
+  const T at_target = here ? logits[target] : T(0);  // read first: g may be logits
+  map_vectors<T>(0, columns, g,
+                 [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
+  if (here) g[target] = (S::exp(S::set(at_target) - lse)[0] - smooth - hit) * a.dloss[m];
+}
+
+template <class T>
+void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
+  Scratch<long> used(a.m);
+  long count = 0;
+  for (long m = 0; m < a.m; ++m) {
+    if (a.targets[m] != a.ignore_index)
+      used.data[count++] = m;
+    else
+      for (long k = 0; k < a.k; ++k) a.dx[m * a.k + k] = T(0);
+  }
+  if (count == 0) {
+    for (long i = 0; i < a.v * a.k; ++i) a.dweight[i] = T(0);
+    for (long i = 0; a.dbias && i < a.v; ++i) a.dbias[i] = T(0);
+    return;
+  }
+  const bool gather = count != a.m;
+  Scratch<T> gathered(gather ? count * a.k : 0);
+  if (gather)
+    for (long i = 0; i < count; ++i)
+      for (long k = 0; k < a.k; ++k) gathered.data[i * a.k + k] = a.x[used.data[i] * a.k + k];
+  const T* x = gather ? gathered.data : a.x;
+
+  const long rows_most = min_long(count, kBackwardRows), input_panels = ceil_div(a.k, kPanel);
+  Scratch<T> g(rows_most * kBlock), x_panels(panel_elements(rows_most, a.k)), w_panels(panel_elements(kBlock, a.k));
+  Scratch<T> logit_panels(a.logits ? 0 : panel_elements(a.k, kBlock)), sums(kBlock);
+  for (long m0 = 0; m0 < count; m0 += kBackwardRows) {
+    const long rows = min_long(kBackwardRows, count - m0);
+    pack_panels(x + m0 * a.k, a.k, 1, rows, a.k, x_panels.data);
+    for (long v0 = 0; v0 < a.v; v0 += kBlock) {
+      const long columns = min_long(kBlock, a.v - v0);
+      const T* weight = a.weight + v0 * a.k;
+      if (!a.logits) pack_panels(weight, 1, a.k, a.k, columns, logit_panels.data);
+      const Product<T> logits = {
+          rows,    a.k,  columns, x + m0 * a.k, a.k, false, logit_panels.data, g.data, columns, a.bias ? a.bias + v0 : nullptr,
+          nullptr, false};
+      parallel(ceil_div(rows, kForwardRows), [&](long block) {
+        const long first = block * kForwardRows, last = min_long(rows, first + kForwardRows);
+        if (!a.logits) logits.run(first, last, 0, ceil_div(columns, kPanel));
+        for (long r = first; r < last; ++r) {
+          const long m = used.data[m0 + r];
+          T* row = g.data + r * columns;
+          differentiate_logits(a, m, v0, columns, a.logits ? a.logits + m * a.v + v0 : row, row);
+        }
+      });
+      const Product<T> dweight = {columns, rows,    a.k,     g.data, columns, true, x_panels.data, a.dweight + v0 * a.k,
+                                  a.k,     nullptr, nullptr, m0 > 0};
+      dweight.run_parallel();
+      if (a.dbias) {
+        column_sums(rows, columns, g.data, columns, sums.data);
+        for (long j = 0; j < columns; ++j) a.dbias[v0 + j] = m0 ? a.dbias[v0 + j] + sums.data[j] : sums.data[j];
+      }
+      parallel(input_panels,
+               [&](long p) { pack_panel(weight, a.k, 1, columns, a.k, p, w_panels.data + p * columns * kPanel); });
+      const Product<T> dx = {rows,          columns, a.k, g.data,  columns,        false,
+                             w_panels.data, a.dx,    a.k, nullptr, used.data + m0, v0 > 0};
+      dx.run_parallel();
+    }
+  }
+}
+
+template <class T>
+void fill(Table<T>& table) {
+  table.linear_cross_entropy = linear_cross_entropy<T>;
+  table.linear_cross_entropy_backward = linear_cross_entropy_backward<T>;
+}
+
+}  // namespace
+
+void fill_cross_entropy(Kernels& kernels) {
+  fill(kernels.f32);
+  fill(kernels.f64);
+}
+
+}  // namespace RHEME_NS
+}  // namespace rheme

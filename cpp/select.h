@@ -1,0 +1,131 @@
+// The k largest of a row, in order. Included by kernel files only; internal linkage throughout.
+//
+// Order: larger first, equal ones by ascending id, not-a-numbers last. Comparisons alone decide, so the vectors' width may.
+#pragma once
+
+#include "rows.h"
+
+namespace rheme {
+namespace RHEME_NS {
+namespace {
+
+template <class T>
+struct Entry {
+  T x;
+  int64_t id;
+};
+
+template <class T>
+RHEME_FN bool before(const Entry<T>& a, const Entry<T>& b) {
+  if (a.x > b.x) return true;
+  if (a.x < b.x) return false;
+  const bool a_is = a.x == a.x, b_is = b.x == b.x;
+  return a_is == b_is ? a.id < b.id : a_is;
+}
+
+// Sorts by merging runs; `spare` has room for n.
+template <class T>
+static void sort_entries(Entry<T>* entries, long n, Entry<T>* spare) {
+  constexpr long kRun = 16;
+  for (long first = 0; first < n; first += kRun)
+    for (long i = first + 1; i < min_long(n, first + kRun); ++i) {
+      const Entry<T> entry = entries[i];
+      long j = i;
+      for (; j > first && before(entry, entries[j - 1]); --j) entries[j] = entries[j - 1];
+      entries[j] = entry;
+    }
+  Entry<T>*from = entries, *to = spare;
+  for (long width = kRun; width < n; width *= 2) {
+    for (long first = 0; first < n; first += 2 * width) {
+      const long middle = min_long(n, first + width), last = min_long(n, first + 2 * width);
+      long i = first, j = middle;
+      for (long out = first; out < last; ++out)
+        to[out] = j >= last || (i < middle && before(from[i], from[j])) ? from[i++] : from[j++];
+    }
+    Entry<T>* t = from;
+    from = to;
+    to = t;
+  }
+  if (from != entries)
+    for (long i = 0; i < n; ++i) entries[i] = from[i];
+}
+
+// The k-th largest of x, k >= 1; x is reordered. No not-a-numbers.
+template <class T>
+static T kth_largest(T* x, long n, long k) {
+  long low = 0, high = n - 1;
+  const long wanted = k - 1;
+  while (low < high) {
+    const T a = x[low], b = x[low + (high - low) / 2], c = x[high];
+    const T pivot = a > b ? (b > c ? b : (a > c ? c : a)) : (a > c ? a : (b > c ? c : b));
+    long i = low, j = high;
+    while (i <= j) {
+      while (x[i] > pivot) ++i;
+      while (pivot > x[j]) --j;
+      if (i <= j) {
+        const T t = x[i];
+        x[i++] = x[j];
+        x[j--] = t;
+      }
+    }
+    if (wanted <= j)
+      high = j;
+    else if (wanted >= i)
+      low = i;
+    else
+      break;
+  }
+  return x[wanted];
+}
+
+// The k largest of x (n,) in order, 1 <= k <= n. `entries` and `spare` have room for n; returns entries.
+//
+// The k-th largest of the maxima of disjoint groups is a floor for the k-th largest of all: whatever reaches it is sorted.
+template <class T>
+static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spare) {
+  typedef Simd<T> S;
+  const long steps = min_long(64, n / (2 * k + S::W));  // elements of a group
+  long found = 0;
+  if (steps >= 4) {
+    const long block = steps * S::W, blocks = n / block, groups = blocks * S::W;
+    Scratch<T> maxima(2 * groups);
+    T *tops = maxima.data, *reordered = maxima.data + groups;
+    for (long b = 0; b < blocks; ++b) {
+      typename S::V top = S::set(T(-__builtin_inf()));
+      for (long s = 0; s < steps; ++s) top = S::max(S::load(x + b * block + s * S::W), top);
+      S::store(tops + b * S::W, top);
+    }
+    for (long g = 0; g < groups; ++g) reordered[g] = tops[g];
+    if (groups >= k) {
+      const T floor = kth_largest(reordered, groups, k);
+      for (long g = 0; g < groups; ++g) {
+        if (!(tops[g] >= floor)) continue;
+        const long first = g / S::W * block + g % S::W;
+        for (long s = 0; s < steps; ++s) {
+          const long id = first + s * S::W;
+          if (x[id] >= floor) entries[found++] = {x[id], id};
+        }
+      }
+      for (long id = blocks * block; id < n; ++id)
+        if (x[id] >= floor) entries[found++] = {x[id], id};
+    }
+  }
+  if (found < k) {
+    for (long id = 0; id < n; ++id) entries[id] = {x[id], id};
+    found = n;
+  }
+  sort_entries(entries, found, spare);
+}
+
+// The first of the largest, passing over not-a-numbers; 0 where there is nothing else.
+template <class T>
+static long first_largest(const T* x, long n) {
+  const T top = row_max(x, n);
+  for (long i = 0; i < n; ++i)
+    if (x[i] == top) return i;
+  return 0;
+}
+
+}  // namespace
+}  // namespace RHEME_NS
+}  // namespace rheme

@@ -1,0 +1,172 @@
+"""``rheme translate`` and ``rheme generate``."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from rheme.errors import InputError
+
+_ROWS = 512  # lines of stdin answered together, at most
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs a model."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), help="Threads (default: what the machine grants)."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option("--json", "as_json", is_flag=True, help="A JSON object a line."),
+        click.option("--model", type=click.Path(), help="A model folder instead of the bundled model."),
+    ):
+        command = option(command)
+    return command
+
+
+def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of decoding that are set often, and --set for the others."""
+    for option in (
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other option of decoding."),
+        click.option("--temperature", type=float, help="0: the most probable piece at each step."),
+        click.option("--max-new-tokens", type=click.IntRange(min=1), help="Pieces of an answer, at most."),
+        click.option("--num-beams", type=click.IntRange(min=1), help="Hypotheses kept side by side."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_task(name: str, model: str | None, threads: int | None, device: str, **options: Any) -> Any:
+    """The task with its model, on its device."""
+    from rheme import tasks
+
+    if threads is not None:
+        from rheme import _core
+
+        _core.set_num_threads(n=threads)
+    task = tasks.load(name, model, **options)
+    if device != "cpu":
+        task.model.to(device)
+    return task
+
+
+def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """Decoding options that were given: the named ones, and those of --set (values read as JSON where they are)."""
+    found = {name: value for name, value in options.items() if value is not None}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {setting}: the form is NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def stdin_batches() -> Iterator[list[str]]:
+    """Lines of stdin as they come: what one read gave, at most _ROWS at a time."""
+    stream: Any = sys.stdin.buffer
+    rest, number = b"", 0
+    while True:
+        data = stream.read1(1 << 16)
+        lines = (rest + data).split(b"\n")
+        rest = lines.pop() if data else b""
+        if not data and lines[-1:] == [b""]:
+            lines.pop()
+        texts = []
+        for line in lines:
+            number += 1
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            try:
+                texts.append(line.removesuffix(b"\r").decode("utf-8"))
+            except UnicodeDecodeError as error:
+                if texts:
+                    yield texts
+                column = len(line[: error.start].decode("utf-8")) + 1
+                raise InputError(f"-:{number}:{column}: byte 0x{line[error.start]:02x} is not UTF-8") from None
+        for start in range(0, len(texts), _ROWS):
+            yield texts[start : start + _ROWS]
+        if not data:
+            return
+
+
+def inputs(texts: tuple[str, ...]) -> Iterator[list[str]]:
+    """The texts of the command line, or stdin's lines for ``-``."""
+    if not texts:
+        raise InputError("no text given; write it after the options, or - for stdin, a line a text")
+    if texts == ("-",):
+        yield from stdin_batches()
+    else:
+        yield [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+
+
+@click.command("translate")
+@click.argument("texts", nargs=-1, metavar="TEXT…|-")
+@click.option("--to", help="Language to translate into, such as fr.")
+@click.option("--from", "from_", help="Language of the text (default: the other one of the model).")
+@click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
+@decoding_options
+@model_options
+def translate_command(
+    texts: tuple[str, ...],
+    to: str | None,
+    from_: str | None,
+    num_return_sequences: int | None,
+    num_beams: int | None,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    settings: tuple[str, ...],
+    model: str | None,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Translate texts."""
+    options = chosen(
+        settings,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        num_return_sequences=num_return_sequences,
+    )
+    rows = inputs(texts)
+    if not texts:
+        next(rows)
+    task = open_task("translation", model, threads, device, to=to, from_=from_)
+    task.direction(to, from_)
+    for batch in rows:
+        for text, result in zip(batch, task(batch, **options), strict=True):
+            if as_json:
+                click.echo(json.dumps({"source": text, **result.to_dict()}, ensure_ascii=False))
+            else:
+                click.echo(" ".join(result.text.splitlines()) if texts == ("-",) else result.text)
+                if result.warnings and texts != ("-",):
+                    click.echo(f"rheme: warning: {', '.join(result.warnings)}", err=True)
+        sys.stdout.flush()
+
+
+@click.command("generate")
+@click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same sentences.")
+@click.option("--prompt", help="How each sentence begins.")
+@decoding_options
+@model_options
+def generate_command(
+    count: int,
+    seed: int,
+    prompt: str | None,
+    num_beams: int | None,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    settings: tuple[str, ...],
+    model: str | None,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Write new sentences."""
+    options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature)
+    task = open_task("generation", model, threads, device)
+    for result in task.generate(count, seed=seed, prompt=prompt, **options):
+        click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else result.text)

@@ -1,0 +1,1 @@
+"""Whole models, built from `nn`: configs are msgspec structs, arrays are time-major."""

@@ -1,0 +1,164 @@
+"""Subword pieces: sentencepiece BPE with byte fallback.
+
+Training is deterministic: a fixed number of threads, sentences in the order given. Any text can be encoded: characters that
+were never seen become bytes.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from rheme.errors import InputError
+
+_MAX_LINES = 2_000_000  # what training holds in memory at most; it learns from the first ones
+_MAX_BYTES = 16_384  # a longer line is cut for training the tokenizer: sentencepiece would skip it
+
+
+class Tokenizer:
+    """Pieces and their ids: pad 0, unk 1, bos 2, eos 3, then the special pieces, then bytes and pieces.
+
+    characters: those that have a piece of their own; any other one is written as bytes.
+    """
+
+    pad_id, unk_id, bos_id, eos_id = 0, 1, 2, 3
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise InputError(f"tokenizer.model is damaged or no sentencepiece model ({error})") from None
+        ids = [self._processor.pad_id(), self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id()]
+        if ids != [0, 1, 2, 3]:
+            raise InputError(f"tokenizer.model has pad, unk, bos, eos at {ids}; rheme needs 0, 1, 2, 3")
+        self._byte_ids = frozenset(index for index in range(len(self)) if self._processor.is_byte(index))
+        single = (self._processor.id_to_piece(index) for index in range(len(self)))
+        self.characters = frozenset(piece for piece in single if len(piece) == 1)
+
+    @classmethod
+    def train(
+        cls,
+        lines: Iterable[str],
+        vocab_size: int = 8000,
+        specials: Sequence[str] = (),
+        *,
+        character_coverage: float | None = None,
+        normalization: str = "nmt_nfkc",
+    ) -> "Tokenizer":
+        """Learn pieces from lines of text.
+
+        vocab_size: at most so many pieces in all (a small text gives fewer). specials: pieces of their own, such as ``<2fr>``,
+        that no text can write. character_coverage: share of the text's characters that get a piece of their own (the rest are
+        bytes); by default all of them for an alphabet, 0.9995 where there are more than 1,000 different ones.
+        """
+        texts = list(_cut(lines))
+        if not texts:
+            raise InputError("the tokenizer needs at least one line of text")
+        # sentencepiece refuses a vocabulary smaller than the pieces it must have, and one that the text cannot fill.
+        alphabet = set().union(*texts)
+        needed = 4 + len(specials) + 256 + len(alphabet)
+        if character_coverage is None:
+            character_coverage = 1.0 if len(alphabet) <= 1000 else 0.9995
+        size = vocab_size
+        while True:
+            model = io.BytesIO()
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts),
+                    model_writer=model,
+                    model_type="bpe",
+                    vocab_size=size,
+                    byte_fallback=True,
+                    character_coverage=character_coverage,
+                    normalization_rule_name=normalization,
+                    control_symbols=list(specials),
+                    split_digits=True,
+                    pad_id=cls.pad_id,
+                    unk_id=cls.unk_id,
+                    bos_id=cls.bos_id,
+                    eos_id=cls.eos_id,
+                    input_sentence_size=_MAX_LINES,
+                    shuffle_input_sentence=False,
+                    max_sentence_length=4 * _MAX_BYTES,
+                    num_threads=1,
+                    minloglevel=2,
+                )
+                return cls(model.getvalue())
+            except RuntimeError as error:
+                smaller = _largest_possible(str(error), size)
+                if smaller is None:
+                    raise InputError(
+                        f"no tokenizer of {vocab_size} pieces can be made of this text (at least {needed}): {error}"
+                    ) from None
+                size = smaller
+
+    @classmethod
+    def load(cls, source: str | Path | bytes) -> "Tokenizer":
+        """From a file, or from its bytes."""
+        if isinstance(source, bytes):
+            return cls(source)
+        try:
+            return cls(Path(source).read_bytes())
+        except OSError as error:
+            raise InputError(f"{source}: {error.strerror}") from None
+
+    def to_bytes(self) -> bytes:
+        """The file ``tokenizer.model``."""
+        return self._data
+
+    def __len__(self) -> int:
+        return int(self._processor.get_piece_size())
+
+    def piece_id(self, piece: str) -> int:
+        """The id of a piece such as ``<2fr>``; KeyError if there is none."""
+        index = int(self._processor.piece_to_id(piece))
+        if index == self.unk_id:
+            raise KeyError(piece)
+        return index
+
+    @property
+    def unwritable(self) -> list[int]:
+        """Ids that no text is made of: padding, unknown, begin, the special pieces, and control characters."""
+        control = {f"<0x{byte:02X}>" for byte in (*range(32), 127)}
+        ids = range(len(self))
+        special = [index for index in ids if self._processor.is_control(index) and index != self.eos_id]
+        bytes_ = [index for index in sorted(self._byte_ids) if self._processor.id_to_piece(index) in control]
+        return sorted({self.pad_id, self.unk_id, self.bos_id, *special, *bytes_})
+
+    def normalize(self, text: str) -> str:
+        """The text as the pieces see it: normalised, with ▁ for spaces (and one at the start)."""
+        return str(self._processor.normalize(text))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [str(piece) for piece in self._processor.id_to_piece([int(index) for index in ids])]
+
+    def is_byte(self, index: int) -> bool:
+        """Whether a piece is a byte of a character that has no piece of its own."""
+        return index in self._byte_ids
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text's pieces, without bos or eos."""
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """Text, with its capitals and spaces; pad, bos and eos are left out, and bytes that form no character."""
+        silent = (self.pad_id, self.bos_id, self.eos_id)
+        plain = [[int(index) for index in ids if index not in silent] for ids in sequences]
+        return [text.replace("\ufffd", "").strip() for text in self._processor.decode(plain, num_threads=1)]
+
+
+def _cut(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if line.strip():
+            # sentencepiece takes a sentence without NUL and tab; both mean nothing to it.
+            text = line.replace("\0", " ").replace("\t", " ")
+            yield text if len(text) <= _MAX_BYTES else text[:_MAX_BYTES]
+
+
+def _largest_possible(message: str, size: int) -> int | None:
+    """sentencepiece says of a text too small: "... Please set it to a value <= 123." """
+    head, _, tail = message.partition("value <= ")
+    digits = tail.split(".")[0].strip()
+    return int(digits) if head and digits.isdigit() and int(digits) < size else None

@@ -1,0 +1,169 @@
+"""``rheme.train``: from files and settings to a model folder. The command line calls the same function."""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rheme.errors import InputError
+from rheme.tasks import Task, configure, find_bundled, get_task, nearest
+from rheme.text import readers
+from rheme.training import TrainingConfig, _check_new
+from rheme.training import train as run
+from rheme.training.progress import Echo
+
+TABLES = ("task", "train", "card")
+
+
+def train(
+    task: str,
+    train: readers.Paths,
+    valid: readers.Paths | None = None,
+    *,
+    out: str | Path,
+    init: str | Path | None = None,
+    resume: bool = False,
+    config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
+    fields: Sequence[str] | None = None,
+    valid_share: float = 0.02,
+    test_share: float = 0.0,
+    device: str = "cpu",
+    echo: Echo | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train a task on files and leave a model folder in ``out``; returns its final figures.
+
+    train, valid: a file or several. Without ``valid`` a share of the training examples is held out by a hash of their first
+    text; ``out/valid.tsv`` holds it (and ``out/test.tsv`` a test share). Examples that share a text with a held-out one are
+    dropped. init: a model folder to fine-tune, or ``bundled``. config: tables ``task``, ``train`` and ``card``, or a TOML file
+    of them. settings: single ones by name, such as ``max_epochs=3`` or ``vocab_size=4000``. fields: columns or keys.
+
+    Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C (go on with ``resume=True``).
+    """
+    cls, out = get_task(task), Path(out)
+    tell = echo or _to_stderr
+    tables = read_config(config)
+    for name, value in settings.items():
+        tables[_table_of(name, cls)][name] = value
+    training = configure(TrainingConfig, tables["train"], "train")
+    for name, share in (("valid_share", valid_share), ("test_share", test_share)):
+        if not 0 <= share <= 0.5:
+            raise InputError(f"{name} = {share}: must be from 0 to 0.5")
+    if device != "cpu":
+        raise InputError(f"device {device!r}: this version trains on the CPU")
+    if not resume:
+        _check_new(out)
+    if init is not None:
+        instance, fields = _start_from(cls, init, tables["task"], fields)
+    else:
+        instance = cls(configure(cls.Config, tables["task"], "task"))
+
+    examples = instance.read(train, fields) if fields else instance.read(train)
+    read = len(examples)
+    held: dict[str, list[Any]] = {}
+    if test_share:
+        examples, held["test.tsv"] = instance.split(examples, test_share, salt="test")
+    if valid is not None:
+        held_out = instance.read(valid, fields) if fields else instance.read(valid)
+        examples = readers.drop_shared(examples, held_out, instance.sides)
+    else:
+        examples, held_out = instance.split(examples, valid_share)
+        if held_out:
+            held["valid.tsv"] = held_out
+    told = f"{len(examples)} to train on, {len(held_out)} to validate on"
+    if test_share:
+        told += f", {len(held['test.tsv'])} to test on"
+    dropped = read - len(examples) - sum(map(len, held.values()))
+    tell(f"{read} examples read: {told}, {dropped} dropped as they share a text with those held out")
+    card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
+    created = not out.exists()
+    try:
+        for name, rows in held.items():
+            _write_held_out(instance, out / name, rows, resume)
+        return run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card)
+    except BaseException:
+        if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def read_config(config: str | Path | Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """The tables task, train and card, from a TOML file or from dicts."""
+    if config is None:
+        found: Any = {}
+    elif isinstance(config, (str, Path)):
+        try:
+            found = msgspec.toml.decode(readers.read_text(config))
+        except msgspec.DecodeError as error:
+            raise InputError(f"{config}: not TOML: {error}") from None
+    else:
+        found = config
+    for name, table in found.items():
+        if name not in TABLES:
+            raise InputError(f"config: unknown table {name!r}{nearest(name, TABLES)}; there are: {', '.join(TABLES)}")
+        if not isinstance(table, Mapping):
+            raise InputError(f"config: {name} must be a table")
+    return {name: dict(found.get(name, {})) for name in TABLES}
+
+
+def _table_of(name: str, cls: type[Task]) -> str:
+    """The table that a single setting belongs to."""
+    training = [info.name for info in msgspec.structs.fields(TrainingConfig)]
+    own = [info.name for info in msgspec.structs.fields(cls.Config)]
+    if name in training:
+        return "train"
+    if name in own:
+        return "task"
+    raise InputError(f"unknown setting {name!r}{nearest(name, training + own)}; there are: {', '.join(training + own)}")
+
+
+def _start_from(
+    cls: type[Task], init: str | Path, settings: Mapping[str, Any], fields: Sequence[str] | None
+) -> tuple[Task, Sequence[str] | None]:
+    """The task of the model to fine-tune, and the order of the file's columns. Its config stays as it is."""
+    wanted = msgspec.to_builtins(configure(cls.Config, settings, "task"))
+    languages = wanted.get("languages") if "languages" in settings else None
+    if str(init) == "bundled":
+        init = find_bundled(cls.name, **({"from_": languages[0], "to": languages[1]} if languages else {}))
+    instance = cls.restore(init)
+    has = msgspec.to_builtins(instance.config)
+    for name in settings:
+        if name == "languages" and sorted(wanted[name]) == sorted(has[name]):
+            fields = fields or (wanted[name] if wanted[name] != has[name] else None)
+        elif wanted[name] != has[name]:
+            raise InputError(f"task.{name} cannot be changed to {wanted[name]}: the model in {init} has {has[name]}")
+    return instance, fields
+
+
+def _split_rule(valid: Any, valid_share: float, test_share: float, sides: int) -> str:
+    held = (
+        "a validation file of its own"
+        if valid is not None
+        else f"validation: {valid_share:.3g} of the examples, by a hash of the"
+    )
+    rule = held if valid is not None else f"{held} first text (NFKC, lower case)"
+    if test_share:
+        rule += f"; test: {test_share:.3g}, by another hash of it"
+    return f"{rule}; training examples that share {'either text' if sides == 2 else 'a text'} with those are dropped"
+
+
+def _write_held_out(task: Task, path: Path, rows: list[Any], resume: bool) -> None:
+    """Write the held-out examples; on resuming, compare them: other files or shares would be another training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.tmp")
+    try:
+        task.write_examples(new, rows)
+        if resume and path.exists() and path.read_bytes() != new.read_bytes():
+            raise InputError(
+                f"{path}: the examples held out are others than when this training began; give the same files and shares"
+            )
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

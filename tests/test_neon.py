@@ -1,0 +1,71 @@
+"""The kernels for 64-bit Arm: cross-compiled, run under an emulator, and held to the bits that AVX2 makes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rheme import _core
+
+ROOT = Path(__file__).parents[1]
+COMPILER = "aarch64-linux-gnu-g++"
+EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "avx2" not in _core.available_isas():
+        pytest.skip("this CPU has no AVX2, whose bits are the golden ones")
+    path = tmp_path_factory.mktemp("golden") / "golden.bin"
+    environment = os.environ | {"RHEME_ISA": "avx2", "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, ROOT / "tests" / "neon" / "golden.py", path]
+    written = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("avx2: ")
+    return path
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs rheme_check for 64-bit Arm."""
+    for tool in (COMPILER, "cmake"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+    emulator = next(filter(None, map(shutil.which, EMULATORS)), None)
+    if not emulator:
+        pytest.skip("qemu-aarch64 is not installed")
+    build = tmp_path_factory.mktemp("aarch64")
+    target = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}")
+    for command in (["cmake", "-S", ROOT, "-B", build, "-DRHEME_CHECK=ON", *target], ["cmake", "--build", build, "-j2"]):
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+    return [emulator, str(build / "rheme_check")]
+
+
+@pytest.mark.timeout(900)
+def test_neon_makes_the_bits_of_avx2(check: list[str], golden: Path) -> None:
+    run = subprocess.run([*check, golden, "1", "3"], capture_output=True, text=True, check=False)
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    summary = run.stdout.splitlines()[-1]
+    found = re.fullmatch(r"neon: (\d+) records, (\d+) elements, 0 wrong", summary)
+    assert found, summary
+    assert int(found[1]) > 1000
+    ops = {line.split()[0] for line in run.stdout.splitlines()[:-1]}
+    named = "lstm lstm_backward linear linear_cross_entropy attention softmax gaussian_kl adamw sample exp tanh log sigmoid"
+    assert set(named.split()) <= ops
+
+
+def test_the_check_sees_a_wrong_bit(check: list[str], golden: Path, tmp_path: Path) -> None:
+    """The last byte of the file belongs to the reference; a value flipped there, and an output cut off, are noticed."""
+    data = bytearray(golden.read_bytes())
+    data[-2] ^= 0x40
+    spoilt = tmp_path / "spoilt.bin"
+    spoilt.write_bytes(data)
+    assert subprocess.run([*check, spoilt, "1"], capture_output=True, check=False).returncode == 1
+    spoilt.write_bytes(data[:-9])
+    assert subprocess.run([*check, spoilt, "1"], capture_output=True, check=False).returncode == 2
