@@ -43,7 +43,7 @@ template <class T>
 void linear_cross_entropy(const CrossEntropyArgs<T>& a) {
   const long row_blocks = ceil_div(a.m, kForwardRows), panels_count = ceil_div(a.v, kPanel);
   Scratch<T> panels(panel_elements(a.k, a.v));
-  pack_panels(a.weight, 1, a.k, a.k, a.v, panels.data);
+  parallel(panels_count, [&](long p) { pack_any_panel(a.weight, 1, a.k, a.k, a.v, p, panels.data + p * a.k * kPanel); });
   const Loss<T> loss = {a};
   if (row_blocks < num_threads()) {  // too few blocks of rows: share out the columns instead
     Scratch<T> own(a.logits ? 0 : a.m * a.v);
@@ -112,7 +112,9 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
     for (long v0 = 0; v0 < a.v; v0 += kBlock) {
       const long columns = min_long(kBlock, a.v - v0);
       const T* weight = a.weight + v0 * a.k;
-      if (!a.logits) pack_panels(weight, 1, a.k, a.k, columns, logit_panels.data);
+      if (!a.logits)
+        parallel(ceil_div(columns, kPanel),
+                 [&](long p) { pack_any_panel(weight, 1, a.k, a.k, columns, p, logit_panels.data + p * a.k * kPanel); });
       const Product<T> logits = {
           rows,    a.k,  columns, x + m0 * a.k, a.k, false, logit_panels.data, g.data, columns, a.bias ? a.bias + v0 : nullptr,
           nullptr, false};

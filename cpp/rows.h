@@ -5,6 +5,7 @@
 #pragma once
 
 #include "gemm.h"
+#include "transpose.h"
 
 namespace rheme {
 namespace RHEME_NS {
@@ -24,6 +25,14 @@ template <class F>
 static void parallel_rows(long rows, long cost, F body) {
   const long group = max_long(1, kChunk / max_long(1, cost));
   parallel(ceil_div(rows, group), [=](long t) { body(t * group, min_long(rows, (t + 1) * group)); });
+}
+
+// Panel p of B, as pack_panel makes it, with the turned case in vectors.
+template <class T>
+static void pack_any_panel(const T* b, long k_stride, long n_stride, long k, long n, long p, T* out) {
+  if (n_stride == 1) return pack_panel(b, k_stride, n_stride, k, n, p, out);
+  const long first = p * kPanel;
+  transpose_into(b + first * n_stride, n_stride, k, min_long(kPanel, n - first), out, kPanel, kPanel);
 }
 
 // y[i] = f(x[i]...) by whole vectors and a padded tail: f(load) gets a loader that reads a pointer at the current place.

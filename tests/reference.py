@@ -39,7 +39,7 @@ def in_float64(op: Callable[..., Any]) -> Callable[..., Any]:
         wide = {name: _map_floats(value, lambda a: a.astype(np.float64)) for name, value in arguments.items()}
         with np.errstate(all="ignore"):
             result = op(**wide)
-        return _map_floats(result, lambda a: np.ascontiguousarray(a, dtype=dtype))
+        return _map_floats(result, lambda a: np.asarray(a, dtype=dtype, order="C"))
 
     return call
 

@@ -292,6 +292,8 @@ def load(task: str | None = None, model: str | Path | None = None, **options: An
         if task is None:
             raise InputError("load() needs the name of a task or a model's folder")
         model = find_bundled(task, **options)
+    if task is not None:
+        get_task(task)
     stored = storage.load(model)
     if task is not None and task != stored.task:
         raise InputError(f"{model} holds a model for {stored.task!r}, not for {task!r}")

@@ -228,7 +228,7 @@ class Translation(Task):
                 continue
             ids = self.tokenizer.encode([piece])[0]
             if len(ids) <= self.config.max_source_length:
-                parts.append(_Part(piece, ids))
+                parts += [_Part(piece, ids)] if ids else []  # nothing but invisible characters
                 continue
             for sentence in _SENTENCE_END.split(piece):
                 if sentence and not sentence.strip():
@@ -240,19 +240,24 @@ class Translation(Task):
         return parts
 
     def _known(self, text: str) -> list[tuple[str, bool]]:
-        """Runs of the text that the tokenizer knows, and runs of characters that training never saw, to be copied."""
+        """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
+
+        A word with an unknown letter is copied whole; of other unknown characters (such as emoji) only they.
+        """
         if not self.config.copy_unknown:
             return [(text, True)]
         runs: list[tuple[str, bool]] = []
-        for char in text:
-            if char not in self._folded:
-                self._folded[char] = self._fold(char)
-            char, known = self._folded[char]
-            known = known or (char.isspace() and (not runs or runs[-1][1]))
-            if runs and runs[-1][1] == known:
-                runs[-1] = (runs[-1][0] + char, known)
-            else:
-                runs.append((char, known))
+        for token in re.findall(r"\s+|\S+", text):
+            chars = [self._folded.setdefault(char, self._fold(char)) for char in token]
+            if any(char.isalpha() and not known for char, known in chars):
+                end = len(token.rstrip(".,;:!?…"))
+                chars = [(char, False) for char in token[:end]] + chars[end:]
+            for char, known in chars:
+                known = known or (char.isspace() and (not runs or runs[-1][1]))
+                if runs and runs[-1][1] == known:
+                    runs[-1] = (runs[-1][0] + char, known)
+                else:
+                    runs.append((char, known))
         return runs
 
     def _fold(self, char: str) -> tuple[str, bool]:
@@ -278,7 +283,7 @@ class Translation(Task):
         """Put the parts' translations together."""
         best = [hyps[0] for hyps in found if hyps]
         if not best:  # nothing to translate: empty, or nothing but unknown characters
-            copied = text.strip()
+            copied = "".join(part.text for part in parts).strip()
             return Result(copied, warnings=("out_of_domain",) if copied else ())
         answer = self._join(parts, [hyps[0] if hyps else None for hyps in found])
         alternatives: list[Result] = []

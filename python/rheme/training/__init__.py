@@ -5,6 +5,7 @@ All that is computed is a function of the examples, the config and the step: bat
 in the same weights, bit for bit, as one that was not.
 """
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ def train(
     except BaseException:
         if not resume:  # leave nothing of a training that never began
             shutil.rmtree(out / "initial", ignore_errors=True)
-            (out / "training.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (out / "training.json").unlink()
             if created:
                 shutil.rmtree(out, ignore_errors=True)
         raise

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -80,7 +79,7 @@ def save(out: Path, step: int, arrays: Mapping[str, NDArray[Any]], numbers: Mapp
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary / "state.safetensors")
+            save_file(dict(arrays), temporary / "state.safetensors")
             sync(temporary / "state.safetensors")
             header = {"sha256": _hash(temporary / "state.safetensors"), "numbers": dict(numbers)}
             (temporary / "state.json").write_bytes(msgspec.json.encode(header))

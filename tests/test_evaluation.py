@@ -1,0 +1,187 @@
+"""The figures of a VAE against a model whose likelihood, posterior and mutual information are known, and the text metrics."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rheme import evaluation, metrics, nn, ops
+from rheme.models.text_vae import TextVAE, TextVAEConfig
+
+# The linear Gaussian: z ~ N(0, I) of two dimensions, x = W z + noise, W with orthogonal columns, so that p(z|x) is diagonal.
+SIGMA = 0.7
+W = np.array([[1.5, 0.4], [1.5, -0.4], [0.0, 0.8]]) * [1.0, 0.5]
+W[:, 1] -= W[:, 0] * (W[:, 0] @ W[:, 1]) / (W[:, 0] @ W[:, 0])  # orthogonal
+PRECISION = 1.0 + (W**2).sum(axis=0) / SIGMA**2  # of the posterior
+
+
+def linear_gaussian(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (N, 3), and the exact posterior's mu and logvar (N, 2)."""
+    x = rng.standard_normal((count, 2)) @ W.T + SIGMA * rng.standard_normal((count, 3))
+    return x, x @ W / SIGMA**2 / PRECISION, np.tile(-np.log(PRECISION), (count, 1))
+
+
+def log_likelihood(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """log p(x|z) (K, N) for z (K, N, 2)."""
+    return -0.5 * (((x - z @ W.T) / SIGMA) ** 2 + math.log(2 * math.pi * SIGMA**2)).sum(axis=-1)
+
+
+def log_evidence(x: np.ndarray) -> np.ndarray:
+    covariance = W @ W.T + SIGMA**2 * np.eye(3)
+    quadratic = np.einsum("ni,ij,nj->n", x, np.linalg.inv(covariance), x)
+    return -0.5 * (quadratic + np.linalg.slogdet(2 * math.pi * covariance)[1])
+
+
+def test_importance_weights_with_the_exact_posterior(rng: np.random.Generator) -> None:
+    """p(x|z) p(z) / q(z|x) is then p(x) whatever z: one draw is enough."""
+    x, mu, logvar = linear_gaussian(50, rng)
+    for draws in (1, 7):
+        eps = evaluation.noise(3, range(50), draws, 2)
+        found = evaluation.importance_weighted(lambda z: log_likelihood(x, z), mu, logvar, eps)
+        np.testing.assert_allclose(found, log_evidence(x), rtol=1e-12)
+
+
+def test_importance_weights_with_a_wrong_posterior(rng: np.random.Generator) -> None:
+    """Many draws close the gap that the ELBO leaves; the estimate stays below on average."""
+    x, mu, logvar = linear_gaussian(40, rng)
+    mu, logvar = mu + 0.3, logvar + 0.5
+    gaps = []
+    for draws in (1, 10, 2000):
+        eps = evaluation.noise(3, range(40), draws, 2)
+        found = evaluation.importance_weighted(lambda z: log_likelihood(x, z), mu, logvar, eps)
+        gaps.append(float((log_evidence(x) - found).mean()))
+    assert gaps[0] > gaps[1] > abs(gaps[2])
+    assert abs(gaps[2]) < 0.005
+
+
+def test_mutual_information_in_closed_form(rng: np.random.Generator) -> None:
+    """With the exact posterior it is that of x and z: half the log of det(posterior precision)."""
+    _, mu, logvar = linear_gaussian(3000, rng)
+    z = evaluation.draw(mu, logvar, evaluation.noise(1, range(3000), 1, 2))[0]
+    expected = 0.5 * float(np.log(PRECISION).sum())
+    # measured over 20 seeds: deviation 0.03
+    assert evaluation.mutual_information(mu, logvar, z) == pytest.approx(expected, abs=0.1)
+    assert expected > 1.5
+
+
+def test_mutual_information_of_few_is_that_of_the_definition(rng: np.random.Generator) -> None:
+    mu, logvar, z = rng.standard_normal((3, 6, 4))
+    densities = -0.5 * ((z[:, None] - mu) ** 2 / np.exp(logvar) + logvar + math.log(2 * math.pi)).sum(axis=2)
+    entropy = 0.5 * (logvar + 1 + math.log(2 * math.pi)).sum(axis=1).mean()
+    expected = -entropy - (np.log(np.exp(densities).mean(axis=1))).mean()
+    assert evaluation.mutual_information(mu, logvar, z) == pytest.approx(expected, rel=1e-11)
+
+
+def test_a_collapsed_posterior_has_nothing(rng: np.random.Generator) -> None:
+    mu, logvar = np.zeros((700, 5)), np.zeros((700, 5))
+    assert evaluation.mutual_information(mu, logvar, rng.standard_normal((700, 5))) == pytest.approx(0.0, abs=1e-12)
+    assert evaluation.active_units(mu) == 0
+
+
+def test_active_units(rng: np.random.Generator) -> None:
+    mu = rng.standard_normal((5000, 4)) * np.sqrt([0.5, 0.02, 0.005, 0.0]) + 10
+    assert evaluation.active_units(mu) == 2
+    assert evaluation.active_units(mu, threshold=0.001) == 3
+
+
+# The whole report ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model() -> TextVAE:
+    with nn.init_scope(1):
+        sizes = {"vocab_size": 15, "embedding_size": 6, "encoder_size": 8, "decoder_size": 9, "latent_size": 3}
+        return TextVAE(TextVAEConfig(**sizes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def sentences(rng: np.random.Generator) -> list[list[int]]:
+    return [rng.integers(4, 15, rng.integers(0, 9)).tolist() for _ in range(30)]
+
+
+def test_the_report_adds_up(model: TextVAE, sentences: list[list[int]]) -> None:
+    report = evaluation.evaluate_vae(model, sentences, samples=20, importance_samples=200)
+    assert report.words == sum(len(s) + 1 for s in sentences)
+    assert report.neg_elbo == pytest.approx(report.reconstruction + report.kl, rel=1e-12)
+    assert sum(report.kl_per_dimension) == pytest.approx(report.kl, rel=1e-12)
+    assert report.nll < report.neg_elbo
+    assert report.nll == pytest.approx(report.neg_elbo, abs=1.0)
+    assert report.perplexity == pytest.approx(math.exp(report.nll * 30 / report.words), rel=1e-12)
+    # The model's own loss, with draws of its own, agrees within the draws' noise.
+    from rheme.text.batches import pad
+
+    ids_in, _ = pad([[1, *s] for s in sentences])
+    ids_out, _ = pad([[*s, 2] for s in sentences], -1)
+    loss = np.mean([model.eval().loss(ids_in, ids_out, seed=seed)[0].item() / 30 for seed in range(20)])
+    assert loss == pytest.approx(report.neg_elbo, abs=0.02)
+
+
+def test_the_report_does_not_depend_on_the_batches(model: TextVAE, sentences: list[list[int]]) -> None:
+    whole, parts = (
+        evaluation.evaluate_vae(model, sentences, samples=3, importance_samples=5, batch_tokens=tokens)
+        for tokens in (10_000, 12)
+    )
+    assert whole == parts
+    assert set(evaluation.evaluate_vae(model, sentences[:3]).to_dict()) & {"nll", "perplexity"} == set()
+
+
+def test_no_sentences(model: TextVAE) -> None:
+    with pytest.raises(ValueError, match="no sentences"):
+        evaluation.evaluate_vae(model, [])
+
+
+def test_reconstruction_ignores_padding(model: TextVAE) -> None:
+    z = ops.random_normal(0, 0, 0, (2, 3))
+    ids_in, ids_out = np.array([[1, 1], [5, 6], [7, 0]]), np.array([[5, 6], [7, 2], [2, -1]])
+    both = model.eval().reconstruction(ids_in, ids_out, np.array([3, 2]), z)
+    alone = model.reconstruction(ids_in[:2, 1:], ids_out[:2, 1:], np.array([2]), z[1:])
+    assert both[1].tobytes() == alone[0].tobytes()
+
+
+# Metrics ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_answers() -> None:
+    references = [["the Eiffel Tower"], ["in 1889", "1889"], ["Gustave"], [""]]
+    predictions = ["Eiffel tower.", "1889", "Gustave Eiffel", ""]
+    assert metrics.exact_match(predictions, references) == 75.0
+    assert metrics.answer_f1(predictions, references) == pytest.approx(100 * (1 + 1 + 2 / 3 + 1) / 4)
+    with pytest.raises(ValueError, match="1 predictions for 4 references"):
+        metrics.exact_match(["x"], references)
+
+
+def test_rouge_by_hand() -> None:
+    found = metrics.rouge(["the cat sat on the mat"], [["the cat lay on a mat", "nothing"]])
+    # the (1 of 2), cat, on, mat of 6 words a side; "the cat" of 5 pairs; the cat on mat
+    assert found == {"rouge1": pytest.approx(400 / 6), "rouge2": pytest.approx(20.0), "rougeL": pytest.approx(400 / 6)}
+    assert metrics.rouge([""], [[""]])["rouge1"] == 0.0
+    assert metrics.rouge(["今天好"], [["今天很好"]], words=list)["rougeL"] == pytest.approx(600 / 7)
+
+
+def test_rouge_is_that_of_rouge_score(rng: np.random.Generator) -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
+    words = "a b c d e it's co-op 3.5 Ünï".split()
+    for _ in range(50):
+        prediction, reference = (" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
+        ours, theirs = metrics.rouge([prediction], [[reference]]), scorer.score(reference, prediction)
+        assert ours == {name: pytest.approx(100 * score.fmeasure) for name, score in theirs.items()}
+
+
+def test_labels() -> None:
+    assert metrics.accuracy([1, 2, 2, 3], [1, 2, 3, 3]) == 75.0
+    # a: 2/3 (2 right of 2 wanted and 4 said), b: 0, c: 1
+    labels: list[Any] = ["a", "a", "a", "a", "c"], ["a", "a", "b", "b", "c"]
+    assert metrics.macro_f1(*labels) == pytest.approx(100 * (2 / 3 + 0 + 1) / 3)
+    assert metrics.macro_f1([{1, 2}, {3}], [{1}, {3}]) == pytest.approx(100 * (1 + 0 + 1) / 3)
+
+
+def test_bleu_and_chrf() -> None:
+    pytest.importorskip("sacrebleu")
+    texts = ["the cat sat on the mat", "there is a dog in the garden"]
+    found = metrics.bleu_chrf(texts, [[t] for t in texts])
+    assert found["bleu"] == pytest.approx(100.0)
+    assert found["chrf"] == pytest.approx(100.0)
+    assert "tok:13a" in str(found["bleu_signature"])
+    with pytest.raises(ValueError, match="same number of references"):
+        metrics.bleu_chrf(texts, [["a"], ["b", "c"]])
