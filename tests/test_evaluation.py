@@ -60,16 +60,15 @@ def test_mutual_information_in_closed_form(rng: np.random.Generator) -> None:
     _, mu, logvar = linear_gaussian(3000, rng)
     z = evaluation.draw(mu, logvar, evaluation.noise(1, range(3000), 1, 2))[0]
     expected = 0.5 * float(np.log(PRECISION).sum())
-    # measured over 20 seeds: deviation 0.03
-    assert evaluation.mutual_information(mu, logvar, z) == pytest.approx(expected, abs=0.1)
-    assert expected > 1.5
+    # measured over 20 seeds: off by 0.004 in the mean, deviation 0.016
+    assert evaluation.mutual_information(mu, logvar, z) == pytest.approx(expected, abs=0.07)
+    assert expected > 1.3
 
 
 def test_mutual_information_of_few_is_that_of_the_definition(rng: np.random.Generator) -> None:
     mu, logvar, z = rng.standard_normal((3, 6, 4))
     densities = -0.5 * ((z[:, None] - mu) ** 2 / np.exp(logvar) + logvar + math.log(2 * math.pi)).sum(axis=2)
-    entropy = 0.5 * (logvar + 1 + math.log(2 * math.pi)).sum(axis=1).mean()
-    expected = -entropy - (np.log(np.exp(densities).mean(axis=1))).mean()
+    expected = np.diag(densities).mean() - (np.log(np.exp(densities).mean(axis=1))).mean()
     assert evaluation.mutual_information(mu, logvar, z) == pytest.approx(expected, rel=1e-11)
 
 
@@ -157,15 +156,6 @@ def test_rouge_by_hand() -> None:
     assert found == {"rouge1": pytest.approx(400 / 6), "rouge2": pytest.approx(20.0), "rougeL": pytest.approx(400 / 6)}
     assert metrics.rouge([""], [[""]])["rouge1"] == 0.0
     assert metrics.rouge(["今天好"], [["今天很好"]], words=list)["rougeL"] == pytest.approx(600 / 7)
-
-
-def test_rouge_is_that_of_rouge_score(rng: np.random.Generator) -> None:
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
-    words = "a b c d e it's co-op 3.5 Ünï".split()
-    for _ in range(50):
-        prediction, reference = (" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
-        ours, theirs = metrics.rouge([prediction], [[reference]]), scorer.score(reference, prediction)
-        assert ours == {name: pytest.approx(100 * score.fmeasure) for name, score in theirs.items()}
 
 
 def test_labels() -> None:

@@ -16,17 +16,20 @@ COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
+def write_golden(path: Path, isa: str) -> Path:
+    environment = os.environ | {"RHEME_ISA": isa, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, ROOT / "tests" / "neon" / "golden.py", path]
+    written = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith(f"{isa}: ")
+    return path
+
+
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "avx2" not in _core.available_isas():
         pytest.skip("this CPU has no AVX2, whose bits are the golden ones")
-    path = tmp_path_factory.mktemp("golden") / "golden.bin"
-    environment = os.environ | {"RHEME_ISA": "avx2", "PYTHONPATH": str(ROOT / "tests")}
-    command = [sys.executable, ROOT / "tests" / "neon" / "golden.py", path]
-    written = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert written.returncode == 0, written.stderr
-    assert written.stdout.startswith("avx2: ")
-    return path
+    return write_golden(tmp_path_factory.mktemp("golden") / "avx2.bin", "avx2")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,12 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [emulator, str(build / "rheme_check")]
 
 
+def test_avx512_writes_the_same_file_as_avx2(golden: Path, tmp_path: Path) -> None:
+    if "avx512" not in _core.available_isas():
+        pytest.skip("this CPU has no AVX-512")
+    assert write_golden(tmp_path / "avx512.bin", "avx512").read_bytes() == golden.read_bytes()
+
+
 @pytest.mark.timeout(900)
 def test_neon_makes_the_bits_of_avx2(check: list[str], golden: Path) -> None:
     run = subprocess.run([*check, golden, "1", "3"], capture_output=True, text=True, check=False)
@@ -61,7 +70,7 @@ def test_neon_makes_the_bits_of_avx2(check: list[str], golden: Path) -> None:
 
 
 def test_the_check_sees_a_wrong_bit(check: list[str], golden: Path, tmp_path: Path) -> None:
-    """The last byte of the file belongs to the reference; a value flipped there, and an output cut off, are noticed."""
+    """The file ends with a value of the reference: a bit flipped there, and an end cut off, are noticed."""
     data = bytearray(golden.read_bytes())
     data[-2] ^= 0x40
     spoilt = tmp_path / "spoilt.bin"

@@ -65,7 +65,9 @@ def test_int8(tmp_path: Path) -> None:
     again = storage.load(save(tmp_path / "n", state=state, dtype="int8")).state
     np.testing.assert_allclose(again["weight"], state["weight"], rtol=1e-6)
     state = {"w": np.ones((100, 100), np.float32)}
-    sizes = [save(tmp_path / kind, state=state, dtype=kind).joinpath("model.safetensors").stat().st_size for kind in storage.DTYPES]
+    sizes = [
+        save(tmp_path / kind, state=state, dtype=kind).joinpath("model.safetensors").stat().st_size for kind in storage.DTYPES
+    ]
     assert sizes[0] > 1.9 * sizes[1] > 3.4 * sizes[2]
 
 

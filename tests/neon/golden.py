@@ -117,7 +117,9 @@ def lstm_ops(rng: np.random.Generator, dtype: str) -> Iterator[tuple[str, Entrie
         y, h_n, c_n, gates, cells = _core.lstm(**given, packed=None, save=True)
         wanted = reference.lstm(**wide, packed=None, save=True)
         entries = outputs(["y", "h_n", "c_n"], (y, h_n, c_n), wanted[:3], k, role)
-        # Of these two only the steps within a row's length are written.
+        # Of these two only the steps within a row's length are written; what stands past it must not matter.
+        for n, length in enumerate([] if given["lengths"] is None else given["lengths"]):
+            gates[:, length:, n], cells[:, length:, n] = 0, 0
         entries += [("gates", "s", gates, 0.0), ("cells", "s", cells, 0.0)]
         yield "lstm", inputs(given) + entries
 

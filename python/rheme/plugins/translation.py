@@ -248,7 +248,7 @@ class Translation(Task):
             return [(text, True)]
         runs: list[tuple[str, bool]] = []
         for token in re.findall(r"\s+|\S+", text):
-            chars = [self._folded.setdefault(char, self._fold(char)) for char in token]
+            chars = [self._fold(char) for char in token]
             if any(char.isalpha() and not known for char, known in chars):
                 end = len(token.rstrip(".,;:!?…"))
                 chars = [(char, False) for char in token[:end]] + chars[end:]
@@ -262,10 +262,11 @@ class Translation(Task):
 
     def _fold(self, char: str) -> tuple[str, bool]:
         """The character, or a plainer one that the tokenizer has; and whether it has one."""
-        for plain in (char, _FOLD.get(char, char), unicodedata.normalize("NFKD", char)[:1]):
-            if not plain.isspace() and set(self.tokenizer.normalize(plain)) <= self.tokenizer.characters:
-                return plain, True
-        return char, False
+        if char not in self._folded:
+            plain = [char, _FOLD.get(char, char), unicodedata.normalize("NFKD", char)[:1]]
+            known = [c for c in plain if not c.isspace() and set(self.tokenizer.normalize(c)) <= self.tokenizer.characters]
+            self._folded[char] = (known[0], True) if known else (char, False)
+        return self._folded[char]
 
     def _chunks(self, ids: list[int]) -> list[list[int]]:
         """A sentence too long for the model, cut after a comma or the like, else between words, else anywhere."""

@@ -13,6 +13,7 @@ from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
 from rheme.training import TrainingConfig, _check_new
 from rheme.training import train as run
+from rheme.training.checkpoints import writing
 from rheme.training.progress import Echo
 
 TABLES = ("task", "train", "card")
@@ -152,17 +153,16 @@ def _split_rule(valid: Any, valid_share: float, test_share: float, sides: int) -
 
 def _write_held_out(task: Task, path: Path, rows: list[Any], resume: bool) -> None:
     """Write the held-out examples; on resuming, compare them: other files or shares would be another training."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.tmp")
-    try:
-        task.write_examples(new, rows)
-        if resume and path.exists() and path.read_bytes() != new.read_bytes():
-            raise InputError(
-                f"{path}: the examples held out are others than when this training began; give the same files and shares"
-            )
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            task.write_examples(new, rows)
+            if resume and path.exists() and path.read_bytes() != new.read_bytes():
+                raise InputError(f"{path}: other examples are held out than before; give the same files and shares")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _to_stderr(line: str) -> None:
