@@ -16,7 +16,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import reference
-
 from rheme import _core
 
 Arguments = dict[str, Any]
@@ -134,7 +133,7 @@ CASES: dict[str, tuple[Prepare, Arguments]] = {
     "dropout": (same, {"x": X, "p": 0.3, "seed": 1, "stream": 2, "period": 0}),
     "layer_norm": (same, {**LAYER_NORM, "bias": floats(COLUMNS), "epsilon": 1e-5}),
     "layer_norm_backward": (same, {**LAYER_NORM, "dy": DY, "mean": MOMENTS[0], "rstd": MOMENTS[1]}),
-    **{op: (same, REDUCED) for op in ("sum", "mean", "max", "logsumexp")},
+    **dict.fromkeys(("sum", "mean", "max", "logsumexp"), (same, REDUCED)),
     "global_norm": (same, {"arrays": [X, DY]}),
     "random_bits": (same, {"seed": 1, "stream": 2, "position": 3, "n": 100000}),
     "random_uniform": (same, {"seed": 1, "stream": 2, "position": 0, "shape": (256, 1024), "dtype": "float32"}),
@@ -142,7 +141,17 @@ CASES: dict[str, tuple[Prepare, Arguments]] = {
 }
 STEP = {"learning_rate": 1e-3, "weight_decay": 0.01, "grad_scale": 1.0}
 UPDATES: dict[str, Arguments] = {  # they change their arguments, so that checking and timing take copies
-    "adamw": {"param": X, "grad": DY, "m": X, "v": np.abs(DY), "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "step": 3, **STEP},
+    "adamw": {
+        "param": X,
+        "grad": DY,
+        "m": X,
+        "v": np.abs(DY),
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "step": 3,
+        **STEP,
+    },
     "sgd": {"param": X, "grad": DY, "momentum_buffer": X, "momentum": 0.9, **STEP},
 }
 
