@@ -22,13 +22,11 @@ void gaussian_kl(const GaussianArgs<T>& a) {
   const bool over_elements = !a.over_batch;
   const V floor = S::set(a.free_bits);
   parallel_chunks(a.n * a.d, [&a, over_elements, floor](long first, long last) {
-    T* kl = a.kl;
-    map_vectors<T>(first, last, a.z, [=, &a](auto load) __attribute__((always_inline)) {
-      return S::fma(gaussian_sigma<S>(load(a.logvar)), load(a.eps), load(a.mu));
-    });
-    map_vectors<T>(first, last, kl, [=, &a](auto load) __attribute__((always_inline)) {
-      const V logvar = load(a.logvar), value = gaussian_divergence<S>(load(a.mu), logvar, gaussian_sigma<S>(logvar));
-      return over_elements ? S::select(value < floor, floor, value) : value;
+    map_vectors_twice<T>(first, last, a.z, a.kl, [=, &a](auto load, V& z, V& kl) __attribute__((always_inline)) {
+      const V mu = load(a.mu), logvar = load(a.logvar), sigma = gaussian_sigma<S>(logvar);
+      z = S::fma(sigma, load(a.eps), mu);
+      kl = gaussian_divergence<S>(mu, logvar, sigma);
+      if (over_elements) kl = S::select(kl < floor, floor, kl);
     });
   });
   if (over_elements || a.n == 0) return;
@@ -65,18 +63,12 @@ void gaussian_kl_backward(const GaussianBackwardArgs<T>& a) {
     for (long i = first; i < last; ++i) {
       const long at = i * a.d;
       const T *dz = a.dz + at, *dkl = a.dkl + at, *mu = a.mu + at, *logvar = a.logvar + at, *eps = a.eps + at;
-      T* dlogvar = a.dlogvar + at;
-      const auto run = [=](auto load, long j) __attribute__((always_inline)) {
-        (void)j;
-        const V m = load(mu), l = load(logvar), sigma = gaussian_sigma<S>(l);
-        const V blocked = over_batch ? S::select(load(closed) != zero, zero, load(dkl))
-                                     : S::select(gaussian_divergence<S>(m, l, sigma) < floor, zero, load(dkl));
-        V dmu, dl;
-        gaussian_gradient<S>(load(dz), blocked, m, l, load(eps), sigma, dmu, dl);
-        return j ? dl : dmu;
-      };
-      map_vectors<T>(0, a.d, a.dmu + at, [=](auto load) __attribute__((always_inline)) { return run(load, 0); });
-      map_vectors<T>(0, a.d, dlogvar, [=](auto load) __attribute__((always_inline)) { return run(load, 1); });
+      map_vectors_twice<T>(
+          0, a.d, a.dmu + at, a.dlogvar + at, [=](auto load, V& dmu, V& dlogvar) __attribute__((always_inline)) {
+            const V m = load(mu), l = load(logvar), sigma = gaussian_sigma<S>(l);
+            const typename S::I blocked = over_batch ? load(closed) != zero : gaussian_divergence<S>(m, l, sigma) < floor;
+            gaussian_gradient<S>(load(dz), S::select(blocked, zero, load(dkl)), m, l, load(eps), sigma, dmu, dlogvar);
+          });
     }
   });
 }

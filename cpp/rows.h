@@ -47,6 +47,24 @@ RHEME_FN void map_vectors(long first, long last, T* y, F f) {
                   last - i);
 }
 
+// The same with two results: f(load, a, b) gives a to y and b to z.
+template <class T, class F>
+RHEME_FN void map_vectors_twice(long first, long last, T* y, T* z, F f) {
+  typedef Simd<T> S;
+  typename S::V a, b;
+  long i = first;
+  for (; i + S::W <= last; i += S::W) {
+    f([i](const T* p) __attribute__((always_inline)) { return S::load(p + i); }, a, b);
+    S::store(y + i, a);
+    S::store(z + i, b);
+  }
+  if (i < last) {
+    f([i, last](const T* p) __attribute__((always_inline)) { return S::load_part(p + i, last - i); }, a, b);
+    S::store_part(y + i, a, last - i);
+    S::store_part(z + i, b, last - i);
+  }
+}
+
 // Sum over i of term(j, x) where term gets the 16 lanes from i on, as vectors: term(load) returns a vector, called once per
 // vector of the lanes; terms past n must be 0, which loads of 0 there give unless `fill` says otherwise.
 template <class T, class F>

@@ -78,7 +78,7 @@ struct Sampler {
     if (a.temperature == 0 || !(z_top - z_top == T(0))) return first_largest(logits, a.v);
     const long k = a.top_k > 0 && a.top_k < a.v ? a.top_k : a.v;
     int64_t id;
-    if (k == a.v && a.top_p >= 1 && a.min_p <= 0)
+    if (k == a.v && a.top_p >= 1)
       id = draw_plain(logits, temperature, z_top, a.bits[n]);
     else if (k <= 1024 && 4 * k <= a.v)
       id = draw_few(logits, temperature, z_top, a.bits[n], k);
@@ -107,16 +107,26 @@ struct Sampler {
     return -1;
   }
 
+  // The least T that is not below min_p.
+  T least_exponential() const {
+    const T least = static_cast<T>(a.min_p);
+    return static_cast<double>(least) < a.min_p ? next_above(least) : least;
+  }
+
   int64_t draw_plain(const T* logits, T temperature, T z_top, uint64_t bits) const {
     const long segments = ceil_div(a.v, kSegment);
-    const V t = S::set(temperature), zt = S::set(z_top);
+    const V t = S::set(temperature), zt = S::set(z_top), least = S::set(least_exponential()), none = S::set(T(0));
+    const auto kept = [=](V logit) __attribute__((always_inline)) {
+      const V e = exponential(logit, t, zt);
+      return S::select(e < least, none, e);
+    };
     Scratch<uint64_t> weights(segments);
     for (long s = 0; s < segments; ++s) {
       const long last = min_long(a.v, (s + 1) * kSegment);
       Sum sum;
       long i = s * kSegment;
-      for (; i + S::W <= last; i += S::W) Sum::add(sum, exponential(S::load(logits + i), t, zt));
-      if (i < last) Sum::add(sum, exponential(S::load_part(logits + i, last - i, T(-__builtin_inf())), t, zt));
+      for (; i + S::W <= last; i += S::W) Sum::add(sum, kept(S::load(logits + i)));
+      if (i < last) Sum::add(sum, kept(S::load_part(logits + i, last - i, T(-__builtin_inf()))));
       weights.data[s] = Sum::total(sum);
     }
     uint64_t point;
@@ -125,7 +135,7 @@ struct Sampler {
     const long last = min_long(a.v, (s + 1) * kSegment);
     for (long i = s * kSegment; i < last; i += S::W) {
       T e[S::W];
-      S::store(e, exponential(S::load_part(logits + i, last - i, T(-__builtin_inf())), t, zt));
+      S::store(e, kept(S::load_part(logits + i, last - i, T(-__builtin_inf()))));
       for (long j = 0; j < min_long(S::W, last - i); ++j) {
         const uint64_t w = Sum::weight(e[j]);
         if (w > point) return i + j;
@@ -133,12 +143,6 @@ struct Sampler {
       }
     }
     return -1;
-  }
-
-  // The least T that is not below min_p.
-  T least_exponential() const {
-    const T least = static_cast<T>(a.min_p);
-    return static_cast<double>(least) < a.min_p ? next_above(least) : least;
   }
 
   // The weight that the ids kept by top_p must reach together, out of `total`.
@@ -197,12 +201,10 @@ struct Sampler {
       S::store(place, S::min((zt - logit / t) * S::set(T(64)), last_bin));
       for (long j = 0; j < S::W; ++j) bin.data[i + j] = static_cast<int32_t>(place[j]);
     }
-    for (long i = 0; i < a.v; ++i) {
-      weights.data[bin.data[i]] += Sum::weight(e.data[i]);
-      ++counts.data[bin.data[i]];
-    }
+    for (long i = 0; i < a.v; ++i) weights.data[bin.data[i]] += Sum::weight(e.data[i]);
     int32_t cut = kBins - 1;  // bins past it are dropped
     if (k < a.v) {
+      for (long i = 0; i < a.v; ++i) ++counts.data[bin.data[i]];
       long above = 0;
       for (cut = 0; cut < kBins - 1 && above + counts.data[cut] < k; ++cut) above += counts.data[cut];
       if (above + counts.data[cut] > k) weights.data[cut] = trim(logits, e.data, bin.data, cut, k - above, ~uint64_t(0));

@@ -73,5 +73,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def torch() -> Any:
-    """PyTorch, an oracle that only tests use."""
-    return pytest.importorskip("torch")
+    """PyTorch, an oracle that only tests use. One thread: its pool and ours would fight for a small machine's cores."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module

@@ -203,8 +203,8 @@ py::array sample(const py::array& logits, const py::array& bits, double temperat
     if (a.v == 0) refuse("logits", "no columns");
     if (!(temperature >= 0)) refuse("temperature", std::to_string(temperature) + ", wanted 0 or more");
     if (top_k < 0) refuse("top_k", std::to_string(top_k) + ", wanted 0 or more");
-    if (!(top_p >= 0)) refuse("top_p", std::to_string(top_p) + ", wanted 0..1");
-    if (!(min_p >= 0)) refuse("min_p", std::to_string(min_p) + ", wanted 0..1");
+    if (!(top_p >= 0 && top_p <= 1)) refuse("top_p", std::to_string(top_p) + ", wanted 0..1");
+    if (!(min_p >= 0 && min_p <= 1)) refuse("min_p", std::to_string(min_p) + ", wanted 0..1");
     a.temperature = temperature;
     a.top_k = top_k;
     a.top_p = top_p;

@@ -368,5 +368,5 @@ def _guard(scores: Array, written: list[list[int]], options: GenerationOptions, 
             banned = [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == head]
             if banned:
                 scores[row, banned] = -np.inf
-    if forbid:
+    if len(forbid):
         scores[:, list(forbid)] = -np.inf

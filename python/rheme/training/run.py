@@ -55,6 +55,11 @@ class Position(msgspec.Struct, kw_only=True):
     window_info: dict[str, float] = {}
     window_items: int = 0
 
+    @property
+    def epochs(self) -> int:
+        """Epochs begun."""
+        return self.epoch + (self.batch > 0)
+
 
 class Run:
     """One training, from its first step or from a checkpoint."""
@@ -239,7 +244,7 @@ class Run:
             self._keep(self.average or {name: p.data for name, p in self.named.items()})
         else:
             at.bad += 1
-        entry = {"step": at.step, "epoch": at.epoch, "valid_loss": loss_per_unit, "best_step": at.best_step}
+        entry = {"step": at.step, "epoch": at.epochs, "valid_loss": loss_per_unit, "best_step": at.best_step}
         self.journal.write(entry | {f"valid_{name}": value / max(items, 1) for name, value in infos.items()})
         seconds = self.clock.lap()
         shown = f", perplexity {math.exp(loss_per_unit):.2f}" if loss_per_unit < 20 else ""
@@ -288,7 +293,7 @@ class Run:
         self.seconds_per_step = per_step if not self.seconds_per_step else 0.5 * (self.seconds_per_step + per_step)
         entry: dict[str, Any] = {
             "step": at.step,
-            "epoch": at.epoch + 1 if at.batch else at.epoch,
+            "epoch": at.epochs,
             "loss": at.window_loss / max(at.window_count, 1),
             "tokens_per_second": round(at.window_count / seconds, 1),
             "learning_rate": self.optimizer.learning_rate,
@@ -378,7 +383,7 @@ class Run:
         """Save the best weights as a model folder, with the task's own figures, and clear the checkpoints away."""
         at = self.at
         weights = self.best or self.average or {name: p.data for name, p in self.named.items()}
-        metrics: dict[str, Any] = {"steps": at.step, "epochs": at.epoch if not at.batch else at.epoch + 1}
+        metrics: dict[str, Any] = {"steps": at.step, "epochs": at.epochs}
         if at.best_loss is not None:
             metrics |= {"valid_loss": at.best_loss, "best_step": at.best_step}
         evaluate = self.config.evaluate and len(self.valid_examples) > 0
