@@ -1,8 +1,8 @@
 // Packed panels and the register-blocked micro-kernel. Included by kernel files only; internal linkage throughout.
 //
-// A product C = A B reads B from panels of 64 columns, [ceil(C / 64)][K][64], and A through one pointer per row. Each element of C
-// is one chain of fused multiply-adds, k ascending, per block of 512 k; block sums are added in order. So its bits depend on
-// nothing but its row, its column and K: not on the batch, the tile, the thread or the width of the vectors.
+// A product C = A B reads B from panels of 64 columns, [ceil(C / 64)][K][64], and A through one pointer per row. Each element
+// of C is one chain of fused multiply-adds, k ascending, per block of 512 k; block sums are added in order. So its bits depend
+// on nothing but its row, its column and K: not on the batch, the tile, the thread or the width of the vectors.
 #pragma once
 
 #include "kernels.h"
@@ -94,12 +94,18 @@ static void tile_columns(const T* const* a, long k, const T* panel, T* const* c,
 template <class T, bool PACKED>
 static void tile_rows(long rows, const T* const* a, long k, const T* panel, T* const* c, long columns, bool accumulate) {
   switch (rows) {
-    case 1: return tile_columns<T, 1, PACKED>(a, k, panel, c, columns, accumulate);
-    case 2: return tile_columns<T, 2, PACKED>(a, k, panel, c, columns, accumulate);
-    case 3: return tile_columns<T, 3, PACKED>(a, k, panel, c, columns, accumulate);
-    case 4: return tile_columns<T, 4, PACKED>(a, k, panel, c, columns, accumulate);
-    case 5: return tile_columns<T, 5, PACKED>(a, k, panel, c, columns, accumulate);
-    default: return tile_columns<T, 6, PACKED>(a, k, panel, c, columns, accumulate);
+    case 1:
+      return tile_columns<T, 1, PACKED>(a, k, panel, c, columns, accumulate);
+    case 2:
+      return tile_columns<T, 2, PACKED>(a, k, panel, c, columns, accumulate);
+    case 3:
+      return tile_columns<T, 3, PACKED>(a, k, panel, c, columns, accumulate);
+    case 4:
+      return tile_columns<T, 4, PACKED>(a, k, panel, c, columns, accumulate);
+    case 5:
+      return tile_columns<T, 5, PACKED>(a, k, panel, c, columns, accumulate);
+    default:
+      return tile_columns<T, 6, PACKED>(a, k, panel, c, columns, accumulate);
   }
 }
 
@@ -140,15 +146,15 @@ static void pack_panels(const T* b, long k_stride, long n_stride, long k, long n
 template <class T>
 struct Product {
   long m, k, n;
-  const T* a;       // a(m, k) = a[m * a_row + k] or, transposed, a[k * a_row + m]
+  const T* a;  // a(m, k) = a[m * a_row + k] or, transposed, a[k * a_row + m]
   long a_row;
   bool a_transposed;
   const T* panels;  // B
   T* c;             // c(m, n) = c[m * c_row + n]
   long c_row;
-  const T* bias;           // (n,) or null: what C starts from, else 0
-  const long* c_index;     // row m of C stands at c_index[m], -1: nowhere; null: m itself
-  bool accumulate;         // start from what C holds
+  const T* bias;        // (n,) or null: what C starts from, else 0
+  const long* c_index;  // row m of C stands at c_index[m], -1: nowhere; null: m itself
+  bool accumulate;      // start from what C holds
 
   void run(long m0, long m1, long p0, long p1) const {
     const T* rows_a[kTileRows];
@@ -203,11 +209,11 @@ struct Product {
     if (m == 0 || panels_count == 0) return;
     const long row_block = 96, row_blocks = ceil_div(m, row_block);
     const long wanted = 4L * num_threads();
-    const long groups = num_threads() == 1 || 2 * m * n * k < 200000
-                            ? 1
-                            : min_long(panels_count, max_long(1, ceil_div(wanted, row_blocks)));
+    const long groups =
+        num_threads() == 1 || 2 * m * n * k < 200000 ? 1 : min_long(panels_count, max_long(1, ceil_div(wanted, row_blocks)));
     if (num_threads() == 1 || 2 * m * n * k < 200000) {  // a job costs a few microseconds
-      for (long block = 0; block < row_blocks; ++block) run(block * row_block, min_long(m, (block + 1) * row_block), 0, panels_count);
+      for (long block = 0; block < row_blocks; ++block)
+        run(block * row_block, min_long(m, (block + 1) * row_block), 0, panels_count);
       return;
     }
     const Product self = *this;
@@ -234,8 +240,8 @@ struct Product {
 
 // y (M, C) (+)= a b with both operands plain: packs b first. a and b may be transposed.
 template <class T>
-static void multiply(long m, long k, long n, const T* a, long a_row, bool a_transposed, const T* b, long b_row, bool b_transposed,
-                     T* c, long c_row, const T* bias, bool accumulate) {
+static void multiply(long m, long k, long n, const T* a, long a_row, bool a_transposed, const T* b, long b_row,
+                     bool b_transposed, T* c, long c_row, const T* bias, bool accumulate) {
   Scratch<T> panels(panel_elements(k, n));
   pack_panels(b, b_transposed ? 1 : b_row, b_transposed ? b_row : 1, k, n, panels.data);
   const Product<T> product = {m, k, n, a, a_row, a_transposed, panels.data, c, c_row, bias, nullptr, accumulate};

@@ -329,8 +329,8 @@ void lstm_stationary(const Forward<T>& forward, long direction, long shares) {
   first.data[0] = 0;
   for (long s = 0; s < q.steps; ++s) first.data[s + 1] = first.data[s] + q.live(s);
   for (long i = 0; i < (shares + 1) * Stationary<T>::kLine; ++i) counters.data[i] = 0;
-  const Stationary<T> stationary = {forward, q,      gates.data, first.data,
-                                    shares,  counters.data, counters.data + Stationary<T>::kLine};
+  const Stationary<T> stationary = {
+      forward, q, gates.data, first.data, shares, counters.data, counters.data + Stationary<T>::kLine};
   parallel(shares, [&](long share) {
     const long p0 = share * panels / shares, p1 = (share + 1) * panels / shares;
     forward.input_product(q, count, inputs.data, gates.data, p0, p1);
@@ -391,7 +391,8 @@ struct Backward {
         for (long p = 0; p * kUnits < hidden; ++p)
           differentiate(gates + p * kPanel, a.cells + cell + p * kUnits, c_previous ? c_previous + p * kUnits : nullptr,
                         a.dy + at * a.directions * hidden + direction * hidden + p * kUnits, dh.data + r * state + p * kUnits,
-                        dc.data + r * padded + p * kUnits, step_gates.data[r] + p * kPanel, min_long(kUnits, hidden - p * kUnits));
+                        dc.data + r * padded + p * kUnits, step_gates.data[r] + p * kPanel,
+                        min_long(kUnits, hidden - p * kUnits));
       }
       for (long p = 0; p * kPanel < hidden; ++p)
         for (long k0 = 0; k0 < columns; k0 += kBlock) {
@@ -512,8 +513,10 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
         for (long j = 0; j < kPanel; ++j) out[j] = h && j < n_columns ? h[j] : T(0);
       }
     });
-    const Product<T> dw_ih = {columns, valid, a.input, dg, columns, true, x_panels.data, a.dw_ih[d], a.input, nullptr, gate_row.data, false};
-    const Product<T> dw_hh = {columns, valid, hidden, dg, columns, true, h_panels.data, a.dw_hh[d], hidden, nullptr, gate_row.data, false};
+    const Product<T> dw_ih = {columns,       valid,      a.input, dg,      columns,       true,
+                              x_panels.data, a.dw_ih[d], a.input, nullptr, gate_row.data, false};
+    const Product<T> dw_hh = {columns,       valid,      hidden, dg,      columns,       true,
+                              h_panels.data, a.dw_hh[d], hidden, nullptr, gate_row.data, false};
     dw_ih.run_parallel();
     dw_hh.run_parallel();
     column_sums(valid, columns, dg, columns, sums.data);

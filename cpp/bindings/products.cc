@@ -14,7 +14,8 @@ void check_lengths(const int64_t* lengths, long batch, long time) {
 
 long directions_of(const Arrays& w_ih, const Arrays& w_hh) {
   if (w_ih.size() < 1 || w_ih.size() > 2) refuse("w_ih", std::to_string(w_ih.size()) + " directions, wanted 1 or 2");
-  if (w_hh.size() != w_ih.size()) refuse("w_hh", std::to_string(w_hh.size()) + " directions, w_ih has " + std::to_string(w_ih.size()));
+  if (w_hh.size() != w_ih.size())
+    refuse("w_hh", std::to_string(w_hh.size()) + " directions, w_ih has " + std::to_string(w_ih.size()));
   return static_cast<long>(w_ih.size());
 }
 
@@ -56,7 +57,8 @@ py::tuple lstm(const py::array& x, const Optional& lengths, const Optional& h0, 
     a.hidden = axis(w_hh[0], "w_hh", 1, 2);
     a.reverse = reverse;
     if (reverse && a.directions == 2) refuse("reverse", "only for one direction");
-    if (bias.size() != w_ih.size()) refuse("bias", std::to_string(bias.size()) + " directions, w_ih has " + std::to_string(w_ih.size()));
+    if (bias.size() != w_ih.size())
+      refuse("bias", std::to_string(bias.size()) + " directions, w_ih has " + std::to_string(w_ih.size()));
     const std::vector<long> state = {a.directions, a.batch, a.hidden};
     a.x = checked<T>(x, "x", {-1, -1, -1});
     a.lengths = checked<int64_t>(lengths, "lengths", {a.batch});
@@ -93,9 +95,8 @@ py::tuple lstm(const py::array& x, const Optional& lengths, const Optional& h0, 
 }
 
 py::tuple lstm_backward(const py::array& dy, const Optional& dh_n, const Optional& dc_n, const py::array& x,
-                        const Optional& lengths, const Optional& h0, const Optional& c0, const Arrays& w_ih,
-                        const Arrays& w_hh, const py::array& y, const py::array& gates, const py::array& cells, bool reverse,
-                        bool need_dx) {
+                        const Optional& lengths, const Optional& h0, const Optional& c0, const Arrays& w_ih, const Arrays& w_hh,
+                        const py::array& y, const py::array& gates, const py::array& cells, bool reverse, bool need_dx) {
   return by_dtype(x, "x", [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     LstmBackwardArgs<T> a{};
@@ -238,8 +239,8 @@ void bind_products(py::module_& m) {
   m.def("lstm", &lstm, py::kw_only(), arg("x"), arg("lengths").none(true), arg("h0").none(true), arg("c0").none(true),
         arg("w_ih"), arg("w_hh"), arg("bias"), arg("packed").none(true), arg("reverse"), arg("save"));
   m.def("lstm_backward", &lstm_backward, py::kw_only(), arg("dy"), arg("dh_n").none(true), arg("dc_n").none(true), arg("x"),
-        arg("lengths").none(true), arg("h0").none(true), arg("c0").none(true), arg("w_ih"), arg("w_hh"), arg("y"),
-        arg("gates"), arg("cells"), arg("reverse"), arg("need_dx"));
+        arg("lengths").none(true), arg("h0").none(true), arg("c0").none(true), arg("w_ih"), arg("w_hh"), arg("y"), arg("gates"),
+        arg("cells"), arg("reverse"), arg("need_dx"));
   m.def("pack_linear", &pack_linear, py::kw_only(), arg("weight"));
   m.def("linear", &linear, py::kw_only(), arg("x"), arg("weight"), arg("bias").none(true), arg("packed").none(true));
   m.def("linear_backward", &linear_backward, py::kw_only(), arg("dy"), arg("x"), arg("weight"), arg("need_dx"),

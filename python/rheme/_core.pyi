@@ -196,7 +196,7 @@ def tanh_backward(*, dy: Array, y: Array) -> Array: ...
 def sigmoid_backward(*, dy: Array, y: Array) -> Array: ...
 def relu_backward(*, dy: Array, y: Array) -> Array: ...
 def dropout(*, x: Array, p: float, seed: int, stream: int, period: int) -> Array:
-    """x F, any shape. Element e is kept where uniform(seed, stream, e % period) >= p (period 0: e itself) and scaled by 1 / (1 - p).
+    """x F, any shape. Element e stays where uniform(seed, stream, e % period) >= p (period 0: e itself), scaled by 1 / (1 - p).
 
     Linear in x with the same mask for the same counter, so it is its own backward.
     """
@@ -207,7 +207,7 @@ def layer_norm(*, x: Array, weight: Array, bias: Array, epsilon: float) -> tuple
 def layer_norm_backward(*, dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """dx, dweight, dbias."""
 
-# Reductions over the middle axis of x F (A, K, C), mask uint8 of the same shape; nothing kept: 0 for sum and mean, -inf else ---
+# Reductions over the middle axis of x F (A, K, C), mask uint8 of its shape; nothing kept: 0 for sum and mean, -inf else ---
 
 def sum(*, x: Array, mask: Array | None) -> Array:
     """-> F (A, C)."""

@@ -508,7 +508,7 @@ def gaussian_kl_backward(
 # Elementwise ------------------------------------------------------------------------------------------------------------
 
 
-def _fill(shape: tuple[int, ...], value: float, like: Array) -> Array:
+def _fill(shape: tuple[int, ...], value: Any, like: Array) -> Array:
     filled = empty(shape, like.dtype, like)
     filled[...] = value
     return filled

@@ -73,7 +73,7 @@ class _Part:
 
     text: str
     ids: list[int] = field(default_factory=list)
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
 
 
 class Translation(Task):

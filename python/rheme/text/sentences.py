@@ -37,9 +37,12 @@ class Form:
     open: bool = False
 
 
+SENTENCE = Form()
+
+
 def is_sentence(text: str) -> bool:
-    """Whether a text begins with no small letter and ends with punctuation."""
-    return to_sentence(text)[1] == Form()
+    """Whether a text begins with no small letter, is not all in capitals, and ends with punctuation."""
+    return to_sentence(text)[1] == SENTENCE
 
 
 def to_sentence(text: str) -> tuple[str, Form]:
