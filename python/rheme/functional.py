@@ -106,7 +106,8 @@ def lstm(
     y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, packed=packed, reverse=reverse, save=save)
 
     def backward(dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> list[Array | None]:
-        assert gates is not None and cells is not None
+        assert gates is not None
+        assert cells is not None
         dx, dh0, dc0, dw_ih, dw_hh, dbias = ops.lstm_backward(
             _zeros_if_none(dy, y), dh_n, dc_n, x.data, lengths, *start, w_ih, w_hh, y, gates, cells, reverse, x.requires_grad
         )
