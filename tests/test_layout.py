@@ -234,7 +234,8 @@ def core_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_object_exports_one_symbol(core_objects: Path) -> None:
     """No weak symbol, which the linker could take from an object of a wider ISA; nothing but the fill function."""
     seen = set()
-    for path in sorted(core_objects.rglob("rheme_*.dir/**/*.o")):
+    objects = core_objects.rglob("rheme_*.dir/**/*.o")
+    for path in sorted(path for path in objects if "rheme_check.dir" not in path.parts):
         isa, kernel = re.search(r"rheme_(\w+)\.dir", str(path))[1], path.name.split(".")[0]  # type: ignore[index]
         table = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
         rows = [line.split(maxsplit=2)[1:] for line in table.splitlines()]
