@@ -152,7 +152,7 @@ void max(const ReduceArgs<T>& a) {
         const T top = row_max(x, a.k);
         long k = 0;
         while (!(x[k] == top)) ++k;
-        y[0] = top;
+        y[0] = x[k];  // the first among equals: of 0 and -0, which one row_max finds depends on the width of the vectors
         position[0] = k;
         continue;
       }
