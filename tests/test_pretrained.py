@@ -1,0 +1,125 @@
+"""The bundled models answer, and answer with the same bits however they are asked."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rheme
+from rheme import _core
+
+SUBJECTS = ["Tom", "Mary", "My brother", "The teacher", "Our neighbour", "The old man", "She", "Everyone", "The girl", "Nobody"]
+VERBS = ["likes", "wants", "needs", "has seen", "forgot", "bought"]
+OBJECTS = ["the blue car", "a new house", "some bread", "her letter, of course", "the answer to my question"]
+
+
+def sentences() -> list[str]:
+    """300 of them, from one word to many."""
+    made = [f"{s} {v} {o}." for s in SUBJECTS for v in VERBS for o in OBJECTS]
+    return [text if i % 7 else " and ".join([text.rstrip(".")] * (1 + i % 3)) + "." for i, text in enumerate(made)]
+
+
+@pytest.fixture(scope="module")
+def translate() -> Any:
+    return rheme.load("translation", to="fr", num_beams=2)
+
+
+@pytest.fixture(scope="module")
+def expected(translate: Any) -> list[tuple[str, float]]:
+    return answers(translate, sentences())
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    isa, threads = _core.isa(), _core.num_threads()
+    yield
+    _core.set_isa(name=isa)
+    _core.set_num_threads(n=threads)
+
+
+def answers(translate: Any, texts: list[str]) -> list[tuple[str, float]]:
+    return [(result.text, result.score) for result in translate(texts)]
+
+
+def test_translates(translate: Any) -> None:
+    assert str(translate("Where is the train station?")) == "Où est la gare ?"
+    assert "home" in str(rheme.load("translation", to="en")("Je ne veux pas rentrer à la maison."))
+
+
+def test_one_by_one(translate: Any, expected: list[tuple[str, float]]) -> None:
+    assert [answers(translate, [text])[0] for text in sentences()] == expected
+
+
+def test_shuffled(translate: Any, expected: list[tuple[str, float]]) -> None:
+    order = np.random.default_rng(0).permutation(300)
+    texts = sentences()
+    assert answers(translate, [texts[i] for i in order]) == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads(translate: Any, expected: list[tuple[str, float]], threads: int) -> None:
+    _core.set_num_threads(n=threads)
+    assert answers(translate, sentences()) == expected
+
+
+@pytest.mark.skipif("avx512" not in _core.available_isas(), reason="this CPU has no AVX-512")
+def test_avx2_and_avx512(translate: Any) -> None:
+    found = []
+    for isa in ("avx2", "avx512"):
+        _core.set_isa(name=isa)
+        found.append(answers(translate, sentences()))
+    assert found[0] == found[1]
+
+
+def test_generates_the_same_again_and_others_for_another_seed() -> None:
+    generate = rheme.load("generation")
+    first = [str(result) for result in generate.generate(5, seed=1)]
+    assert first == [str(result) for result in rheme.load("generation").generate(5, seed=1)]
+    assert first != [str(result) for result in generate.generate(5, seed=2)]
+    assert len({str(result) for result in generate.generate(20, seed=3)}) >= 15
+
+
+def test_python_runs_on_during_a_kernel() -> None:
+    """The GIL is released: another thread counts while one long product is made."""
+    a = np.ones((1, 1500, 1500), np.float32)
+    counted: list[float] = []
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            counted.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    start = time.perf_counter()
+    while time.perf_counter() - start < 0.5:
+        begin = time.perf_counter()
+        _core.matmul(a=a, b=a, transpose_a=False, transpose_b=False)
+        end = time.perf_counter()
+    done.set()
+    thread.join()
+    assert sum(begin < moment < end for moment in counted) >= 2  # within one call of the kernel
+
+
+def test_a_child_of_fork_computes() -> None:
+    """The pool of threads does not survive a fork; the child makes its own."""
+    code = (
+        "import os, numpy as np\n"
+        "from rheme import _core\n"
+        "_core.set_num_threads(n=2)\n"
+        "a = np.ones((1, 300, 300), np.float32)\n"
+        "product = lambda: _core.matmul(a=a, b=a, transpose_a=False, transpose_b=False)\n"
+        "want = product()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if np.array_equal(product(), want) else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=dict(os.environ))
