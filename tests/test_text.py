@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rheme.errors import InputError
 from rheme.text import batches, readers
+from rheme.text.sentences import from_sentence, is_sentence, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
 from rheme.text.vocabulary import Vocabulary
 
@@ -23,7 +24,7 @@ def write(path: Path, data: bytes | str) -> Path:
     return path
 
 
-# Readers ----------------------------------------------------------------------------------------------------------------------
+# Readers ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -110,7 +111,7 @@ def test_written_tsv_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows
         assert readers.read_records(path, PAIR) == plain
 
 
-# Splits -----------------------------------------------------------------------------------------------------------------------
+# Splits ----------------------------------------------------------------------------------------------------------------------
 
 
 def pairs(n: int) -> list[tuple[str, str]]:
@@ -141,7 +142,66 @@ def test_split_of_lines() -> None:
     assert 60 < len(held) < 140
 
 
-# Tokenizer --------------------------------------------------------------------------------------------------------------------
+# Sentences -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two!  Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("Mr. Smith met Dr. Jones. He left.", ["Mr. Smith met Dr. Jones.", "He left."]),
+        ("M. Dupont et Mme. Durand. Ils partent.", ["M. Dupont et Mme. Durand.", "Ils partent."]),
+        ("He lives in the U.S. He is happy.", ["He lives in the U.S. He is happy."]),
+        ("At 5 p.m. we left. “Go!” He went.", ["At 5 p.m. we left.", "“Go!”", "He went."]),
+        ("Well... maybe. Version 3.5 is out.", ["Well... maybe.", "Version 3.5 is out."]),
+        ("Où vas-tu ? Ici.", ["Où vas-tu ?", "Ici."]),
+        ("你好。你是谁？我。", ["你好。", "你是谁？", "我。"]),
+        ("a line\nanother\n\nlast", ["a line", "another", "last"]),
+        ("  ", ["  "]),
+        ("", [""]),
+    ],
+)
+def test_split_sentences(text: str, sentences: list[str]) -> None:
+    parts = split_sentences(text)
+    assert parts[::2] == sentences
+    assert "".join(parts) == text
+    assert not "".join(parts[1::2]).strip()
+
+
+@given(st.text(st.sampled_from('aB. !?\n。"M')))
+def test_split_sentences_drops_nothing(text: str) -> None:
+    assert "".join(split_sentences(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Where is it?", "Where is it?"),
+        ("where is it", "Where is it."),
+        ("WHERE IS IT?", "Where is it?"),
+        ("“come here”", "“Come here”"),
+        ("USA", "USA."),
+        ("3 dogs", "3 dogs."),
+        ("你好", "你好."),
+        ("", ""),
+        ("...", "..."),
+    ],
+)
+def test_the_form_of_a_sentence(text: str, sentence: str) -> None:
+    found, form = to_sentence(text)
+    assert found == sentence
+    assert from_sentence(found, form) == text
+    assert is_sentence(found)
+
+
+def test_another_sentence_gets_the_form() -> None:
+    assert from_sentence("Où est-ce ?", to_sentence("where is it")[1]) == "où est-ce ?"
+    assert from_sentence("Où est-ce ?", to_sentence("WHERE IS IT?")[1]) == "OÙ EST-CE ?"
+    assert from_sentence("I go.", to_sentence("je vais")[1]) == "I go"
+    assert from_sentence("", to_sentence("a")[1]) == ""
+
+
+# Tokenizer -------------------------------------------------------------------------------------------------------------------
 
 LINES = [f"The {noun} of {name} is number {k}." for k in range(40) for noun in ("house", "garden") for name in ("Zoé", "Tom")]
 
@@ -214,7 +274,7 @@ def test_vocabulary(tmp_path: Path) -> None:
         Vocabulary.load(write(tmp_path / "v.txt", "a\nb c\n"))
 
 
-# Batches ----------------------------------------------------------------------------------------------------------------------
+# Batches ---------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 60), max_size=300), st.integers(1, 200), st.integers(0, 2**40), st.integers(0, 50))

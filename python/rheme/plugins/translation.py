@@ -20,6 +20,7 @@ from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.tasks import Result, Task
 from rheme.text import batches, readers
+from rheme.text.sentences import SENTENCE, Form, from_sentence, is_sentence, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rheme")
@@ -28,7 +29,6 @@ Ids = NDArray[np.int64]
 Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, source pieces, target pieces
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
-_SENTENCE_END = re.compile(r"((?<=[.!?…])\s+|(?<=[.!?…][\"'»”’)])\s+|(?<=[。！？])\s*|\n+)")
 _FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′ʼ`´", "'") | dict.fromkeys("–—−‐‑", "-")
 # languages not written in Latin letters -> what the Unicode names of their letters begin with
 _SCRIPTS = {
@@ -41,18 +41,20 @@ _SCRIPTS = {
 class TranslationConfig(msgspec.Struct, kw_only=True):
     """languages: the codes of the first and the second column. directions: both, forward (first to second) or backward.
 
-    vocab_size: pieces for both languages. max_source_length: a longer text (in pieces) is translated in parts.
-    max_train_length: pairs with a longer side are left out of training. copy_unknown: characters that training never saw are
-    copied as they are (set by training).
+    vocab_size: pieces for both languages. max_source_length: a longer sentence (in pieces) is translated in parts.
+    max_train_length: pairs with a longer side are left out of training. Set by training: copy_unknown, where it saw every
+    character that has a piece (others are copied as they are); whole_sentences, where nearly all its texts begin with a capital
+    and end with punctuation (other inputs are brought to that form, and the answers back).
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en", "fr"])
     directions: str = "both"
     vocab_size: int = 8000
     normalization: str = "nmt_nfkc"
-    max_source_length: int = 60
+    max_source_length: int = 30
     max_train_length: int = 120
     copy_unknown: bool = False
+    whole_sentences: bool = False
     model: Seq2SeqConfig = msgspec.field(default_factory=Seq2SeqConfig)
 
     def __post_init__(self) -> None:
@@ -67,10 +69,11 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of an input: text to translate (ids), or to copy (no ids)."""
+    """A piece of an input: text to translate (ids, and the form it had), or to copy (no ids)."""
 
     text: str
     ids: list[int] = field(default_factory=list)
+    form: Form = SENTENCE
 
 
 class Translation(Task):
@@ -123,6 +126,8 @@ class Translation(Task):
         )
         alphabet = {char for pair in examples for text in pair for char in self.tokenizer.normalize(text)}
         self.config.copy_unknown = alphabet <= self.tokenizer.characters
+        whole = sum(is_sentence(text) for pair in examples for text in pair)
+        self.config.whole_sentences = whole > 0.9 * 2 * len(examples)
         self.build()
 
     def build(self) -> None:
@@ -220,24 +225,26 @@ class Translation(Task):
         return [self._result(text, target, row, hyps) for text, row, hyps in zip(inputs, parts, rows, strict=True)]
 
     def _parts(self, text: str) -> list[_Part]:
-        """A text as parts: what is translated, each at most max_source_length pieces long, and what is copied between."""
+        """A text as parts: sentences, or pieces of long ones, to translate, and what is copied between them."""
         parts: list[_Part] = []
-        for piece, known in self._known(text):
-            if not known or not piece.strip():
-                parts.append(_Part(piece))
-                continue
-            ids = self.tokenizer.encode([piece])[0]
-            if len(ids) <= self.config.max_source_length:
-                parts += [_Part(piece, ids)] if ids else []  # nothing but invisible characters
-                continue
-            for sentence in _SENTENCE_END.split(piece):
-                if sentence and not sentence.strip():
+        for run, known in self._known(text):
+            for sentence in split_sentences(run) if known else [run]:
+                if not known or not sentence.strip():
                     parts.append(_Part(sentence))
-                elif sentence:
-                    chunks = self._chunks(self.tokenizer.encode([sentence])[0])
-                    for index, chunk in enumerate(chunks):
-                        parts += [_Part(" ")] * (index > 0) + [_Part(sentence, chunk)]
+                    continue
+                ids = self.tokenizer.encode([sentence])[0]
+                if len(ids) <= self.config.max_source_length:
+                    parts += [self._part(sentence, ids)] if ids else []  # nothing but invisible characters
+                    continue
+                for index, chunk in enumerate(self.tokenizer.decode(self._chunks(ids))):
+                    parts += [_Part(" ")] * (index > 0) + [self._part(chunk)]
         return parts
+
+    def _part(self, text: str, ids: list[int] | None = None) -> _Part:
+        plain, form = to_sentence(text) if self.config.whole_sentences else (text, SENTENCE)
+        if ids is None or form != SENTENCE:
+            ids = self.tokenizer.encode([plain])[0]
+        return _Part(text, ids, form)
 
     def _known(self, text: str) -> list[tuple[str, bool]]:
         """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
@@ -306,7 +313,7 @@ class Translation(Task):
                 continue
             head = part.text[: len(part.text) - len(part.text.lstrip())]
             tail = part.text[len(part.text.rstrip()) :]
-            out += head + translated + tail
+            out += head + from_sentence(translated, part.form) + tail
         return out.strip()
 
     def _warnings(

@@ -5,6 +5,7 @@ UTF-8 with or without BOM, any line ends. An error names file, line and column (
 
 import gzip
 import hashlib
+import re
 import sys
 import unicodedata
 import zlib
@@ -16,6 +17,8 @@ from typing import Any
 import msgspec
 
 from rheme.errors import InputError
+
+_LINE_BREAKS = re.compile(r"[\t\r\n]+")
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -204,7 +207,7 @@ def write_tsv(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
     """A row a line; tabs and line ends inside a text become spaces."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
+            file.write("\t".join(_LINE_BREAKS.sub(" ", cell).strip() for cell in row) + "\n")
 
 
 # Splits --------------------------------------------------------------------------------------------------------------------

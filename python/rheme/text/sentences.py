@@ -1,0 +1,74 @@
+"""Sentences: where they end, and the form of one (a capital first, punctuation last)."""
+
+import re
+from dataclasses import dataclass
+
+# A title or an abbreviation, after which a capital begins no sentence: Mr. St. M. Mme. U.S. p.m.
+_TITLES = "Mrs?|Ms|Dr|St|Ste|Jr|Sr|MM|Mmes?|Mlles?|Prof|Gen|Capt|Lt|Sgt|Rev|vs|etc|cf|No"
+_ABBREVIATION = re.compile(rf"(?:^|[\s(\"'«“])(?:{_TITLES}|[A-Z]|(?:\w\.)+\w)\.$")
+_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'»”’)])\s+|(?<=[。！？])\s*|\s*\n\s*")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences and the white space between them, alternately; joined they are the text again.
+
+    A line end always divides. A full stop does not after a short abbreviation, nor before a small letter.
+    """
+    parts, start = [], 0
+    for match in _END.finditer(text):
+        before, after = text[start : match.start()], text[match.end() : match.end() + 1]
+        if not before.strip() or not after:
+            continue
+        stop = before.rstrip("\"'»”’)")[-1:] in (".", "…")
+        if "\n" not in match[0] and (after.islower() or (stop and _ABBREVIATION.search(before))):
+            continue
+        parts += [before, match[0]]
+        start = match.end()
+    return [*parts, text[start:]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a text differed from a written sentence: all in capitals, a small letter first, no punctuation at the end."""
+
+    upper: bool = False
+    lower: bool = False
+    open: bool = False
+
+
+SENTENCE = Form()
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a text begins with no small letter, is not all in capitals, and ends with punctuation."""
+    return to_sentence(text)[1] == SENTENCE
+
+
+def to_sentence(text: str) -> tuple[str, Form]:
+    """A text in the form of a sentence, and how it differed."""
+    plain = text.strip()
+    letters = sum(char.isalpha() for char in plain)
+    upper = plain.isupper() and letters > 4
+    if upper:
+        plain = plain.lower()
+    first = _first(plain)
+    lower = plain[first : first + 1].islower()
+    if lower:
+        plain = plain[:first] + plain[first].upper() + plain[first + 1 :]
+    open_ = plain[-1:].isalnum()
+    return plain + "." * open_, Form(upper, lower and not upper, open_)
+
+
+def from_sentence(text: str, form: Form) -> str:
+    """A sentence (another one, such as a translation) in the given form."""
+    if form.open and text.endswith((".", "。")) and not text.endswith(".."):
+        text = text[:-1].rstrip()
+    first = _first(text)
+    if form.lower and text[first + 1 : first + 2].islower():  # not "I", not an acronym
+        text = text[:first] + text[first].lower() + text[first + 1 :]
+    return text.upper() if form.upper else text
+
+
+def _first(text: str) -> int:
+    """Where the first letter or digit stands."""
+    return next((k for k, char in enumerate(text) if char.isalnum()), 0)
