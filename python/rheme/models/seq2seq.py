@@ -6,7 +6,7 @@ second layer, then the output: nothing loops over time. Source, target and outpu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -100,6 +100,21 @@ class Memory:
     hidden: Array
     latent: Array | None = None
 
+    def select(self, sentences: Ids) -> "Memory":
+        """The memory of these sentences alone, no longer than they need."""
+        return replace(self, **self._selected(sentences))
+
+    def _selected(self, sentences: Ids) -> dict[str, Any]:
+        lengths = self.lengths[sentences]
+        longest = int(lengths.max(initial=1))
+        return {
+            "keys": ops.contiguous(self.keys[:longest, sentences]),
+            "values": ops.contiguous(self.values[:longest, sentences]),
+            "lengths": lengths,
+            "hidden": ops.contiguous(self.hidden[:, sentences]),
+            "latent": None if self.latent is None else ops.contiguous(self.latent[sentences]),
+        }
+
 
 @dataclass(frozen=True)
 class Seq2SeqState:
@@ -125,15 +140,7 @@ class Seq2SeqState:
             sentences = owner  # no common order: each row gets a memory of its own
         memory = self.memory
         if len(sentences) != len(memory.lengths) or not np.array_equal(sentences, np.arange(len(sentences))):
-            lengths = memory.lengths[sentences]
-            longest = int(lengths.max(initial=1))
-            memory = Memory(
-                ops.contiguous(memory.keys[:longest, sentences]),
-                ops.contiguous(memory.values[:longest, sentences]),
-                lengths,
-                ops.contiguous(memory.hidden[:, sentences]),
-                None if memory.latent is None else ops.contiguous(memory.latent[sentences]),
-            )
+            memory = memory.select(sentences)
             owner = np.tile(np.arange(len(sentences)), max(rounds, 1))
         return Seq2SeqState(memory, owner, layers, latent)  # type: ignore[arg-type]
 
@@ -210,6 +217,13 @@ class Seq2Seq(nn.Module):
         self, source: Ids, source_lengths: Ids | None, target_in: Ids, target_out: Ids | None, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         """[second layer; context] for all target steps F (T, N, H + C), and the KL terms (N, D) with a latent code."""
+        y2, context, _, kl = self._decode(source, source_lengths, target_in, target_out, seed)
+        return self.dropout(F.concat([y2, context], axis=2)), kl
+
+    def _decode(
+        self, source: Ids, source_lengths: Ids | None, target_in: Ids, target_out: Ids | None, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Second layer F (T, N, H), context F (T, N, C), what was attended to F (S, N, C), and the KL terms (N, D) or None."""
         values, final = self._encode(source, source_lengths)
         steps, rows = target_in.shape
         latent, kl = None, None
@@ -228,7 +242,7 @@ class Seq2Seq(nn.Module):
         context, _ = F.attention(y1, self.keys(values), values, lengths=source_lengths)
         both = F.concat([y1, context], axis=2)
         y2, _ = self.decoder2(both, (F.reshape(hidden[:, size:], (1, rows, size)), cell), lengths=target_lengths)
-        return self.dropout(F.concat([y2, context], axis=2)), kl
+        return y2, context, values, kl
 
     def _embed(self, ids: Ids) -> Tensor:
         embedded: Tensor = self.dropout(F.mul(self.embedding(ids), self._input_scale))
@@ -297,6 +311,13 @@ class Seq2Seq(nn.Module):
     def step(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Seq2SeqState]:
         """One target step: ids int64 (B,) -> logits F (B, V) of the next id, and the state after it."""
         with autograd.no_grad():
+            y2, context, state = self._advance(ids, state)
+            logits: Tensor = self.output(ops.concat([y2, context], axis=2)[0])
+            return logits.data, state
+
+    def _advance(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Array, Seq2SeqState]:
+        """One step up to the second layer F (1, B, H) and its context F (1, B, C)."""
+        with autograd.no_grad():
             memory, rows = state.memory, len(ids)
             embedded = ops.mul(ops.embedding(ids, self.embedding.weight.data), self._input_scale)
             if state.latent is not None:
@@ -310,6 +331,4 @@ class Seq2Seq(nn.Module):
             context, _ = ops.attention(query, memory.keys, memory.values, memory.lengths)
             context = context.reshape(1, rows, context.shape[2])
             y2, (h2, c2) = self.decoder2(ops.concat([y1, context], axis=2), (h2, c2))
-            features = ops.concat([_data(y2), context], axis=2)[0]
-            logits = self.output(features).data
-            return logits, Seq2SeqState(memory, state.owner, (h1, c1, _data(h2), _data(c2)), state.latent)
+            return _data(y2), context, Seq2SeqState(memory, state.owner, (h1, c1, _data(h2), _data(c2)), state.latent)
