@@ -1,4 +1,4 @@
-"""Seq2Seq and TextVAE: they learn, their gradients are right, and a step gives the bits of the whole sequence."""
+"""Seq2Seq, PointerGenerator and TextVAE: they learn, their gradients are right, and a step gives the bits of the whole sequence."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from rheme import _core, nn, optim
 from rheme.autograd import Tensor
 from rheme.errors import InputError
+from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqState
 from rheme.models.text_vae import TextVAE, TextVAEConfig
 
@@ -18,6 +19,11 @@ SMALL = {"vocab_size": 11, "embedding_size": 6, "encoder_size": 5, "decoder_size
 def seq2seq(seed: int = 0, **settings: Any) -> Seq2Seq:
     with nn.init_scope(seed):
         return Seq2Seq(Seq2SeqConfig(**SMALL | settings))
+
+
+def pointer(seed: int = 0, **settings: Any) -> PointerGenerator:
+    with nn.init_scope(seed):
+        return PointerGenerator(PointerGeneratorConfig(**SMALL | {"copy_size": 4} | settings))
 
 
 def text_vae(seed: int = 0, **settings: Any) -> TextVAE:
@@ -53,6 +59,8 @@ MODELS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("plain", seq2seq, {}),
     ("two layers", seq2seq, {"encoder_layers": 2}),
     ("latent", seq2seq, {"latent_size": 3}),
+    ("pointer", pointer, {}),
+    ("pointer, latent", pointer, {"latent_size": 3, "encoder_layers": 2}),
     ("vae", text_vae, {"annealing": "none"}),
     ("vae, both directions", text_vae, {"bidirectional": True, "word_dropout": 0.3, "free_bits": 0.1}),
 ]
@@ -70,7 +78,7 @@ def loss_of(model: Any, batch: tuple[np.ndarray, ...], seed: int = 5) -> tuple[T
 
 @every_model
 def test_a_tiny_batch_is_learned(make: Callable[..., Any], settings: dict[str, Any], rng: np.random.Generator) -> None:
-    smoothing = {"label_smoothing": 0.0} if make is seq2seq else {"word_dropout": 0.0, "free_bits": 0.0}
+    smoothing = {"word_dropout": 0.0, "free_bits": 0.0} if make is text_vae else {"label_smoothing": 0.0}
     model, batch = make(**settings | smoothing | {"dropout": 0.0}), pair(rng, 4)
     optimizer = optim.AdamW(model.parameters(), 2e-2)
     losses = []
@@ -152,13 +160,26 @@ def test_op_calls_do_not_grow_with_time(
         loss_of(model, batch)[0].backward()
         found.append(calls)
     assert found[0] == found[1]
-    assert found[0] < 150
+    assert found[0] < 250
 
 
-@pytest.mark.parametrize("settings", [{}, {"encoder_layers": 2}], ids=["plain", "two layers"])
-def test_padding_and_company_do_not_change_the_loss(settings: dict[str, Any], rng: np.random.Generator) -> None:
+text_to_text = pytest.mark.parametrize(
+    ("make", "settings"),
+    [(seq2seq, {}), (seq2seq, {"encoder_layers": 2}), (seq2seq, {"latent_size": 3}), (pointer, {}), (pointer, {"latent_size": 3})],
+    ids=["plain", "two layers", "latent", "pointer", "pointer, latent"],
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(seq2seq, {}), (seq2seq, {"encoder_layers": 2}), (pointer, {})],
+    ids=["plain", "two layers", "pointer"],
+)
+def test_padding_and_company_do_not_change_the_loss(
+    make: Callable[..., Any], settings: dict[str, Any], rng: np.random.Generator
+) -> None:
     """In eval mode the loss of a batch is the sum of the losses of its rows alone."""
-    model = seq2seq(**settings).eval()
+    model = make(**settings).eval()
     source, lengths, target_in, target_out = pair(rng, 4)
     total, count, _ = model.loss(source, lengths, target_in, target_out)
     alone = []
@@ -184,9 +205,11 @@ def test_the_default_model_has_about_seven_million_parameters() -> None:
 # Decoding --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"encoder_layers": 2}, {"latent_size": 3}], ids=["plain", "two layers", "latent"])
-def test_steps_give_the_teacher_forced_bits(settings: dict[str, Any], rng: np.random.Generator) -> None:
-    model = seq2seq(**settings).eval()
+@text_to_text
+def test_steps_give_the_teacher_forced_bits(
+    make: Callable[..., Any], settings: dict[str, Any], rng: np.random.Generator
+) -> None:
+    model = make(**settings).eval()
     source, lengths, target_in, _ = pair(rng, 5)
     whole = model.logits(source, lengths, target_in)
     state = model.start(model.encode(source, lengths))
@@ -205,9 +228,10 @@ def test_vae_steps_give_the_teacher_forced_bits(rng: np.random.Generator) -> Non
         assert logits.tobytes() == whole[step].tobytes()
 
 
-def test_a_row_does_not_depend_on_the_others(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("make", [seq2seq, pointer])
+def test_a_row_does_not_depend_on_the_others(make: Callable[..., Any], rng: np.random.Generator) -> None:
     """Same bits alone, in a batch, and in another order, with other padding."""
-    model = seq2seq(encoder_size=19, decoder_size=33).eval()
+    model = make(encoder_size=19, decoder_size=33).eval()
     source, lengths = sentences(rng, 9, 13)
     ids = rng.integers(4, 11, (4, 9))
 
@@ -230,9 +254,10 @@ def test_a_row_does_not_depend_on_the_others(rng: np.random.Generator) -> None:
     [[0, 1, 2], [0, 1, 2, 0, 1, 2], [2, 0, 2, 0], [1], [2, 1, 1], [0, 0, 1, 1], []],
     ids=["same", "repeated", "subset twice", "one", "uneven", "other order", "none"],
 )
-def test_select(indices: list[int], rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("make", [seq2seq, pointer])
+def test_select(make: Callable[..., Any], indices: list[int], rng: np.random.Generator) -> None:
     """Whatever order the rows come in, each goes on as it would have alone."""
-    model = seq2seq(latent_size=2).eval()
+    model = make(latent_size=2).eval()
     source, lengths = sentences(rng, 3, 8)
     _, state = model.step(np.array([4, 5, 6]), model.start(model.encode(source, lengths)))
     alone, _ = model.step(np.array([7, 8, 9]), state)
@@ -256,6 +281,64 @@ def test_beams_share_their_sentences_memory(rng: np.random.Generator) -> None:
     assert beams.select([3, 1, 5, 9, 7, 2]).memory is state.memory
     fewer = beams.select([0, 1, 3, 4])  # sentence 2 is done
     assert fewer.memory.keys.shape[1] == 2
+
+
+# Copying ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_mixture_is_one_distribution_and_the_loss_its_logarithm(rng: np.random.Generator) -> None:
+    model = pointer().astype(np.float64).eval()
+    source, lengths, target_in, target_out = pair(rng, 5)
+    logs = model.logits(source, lengths, target_in)
+    assert np.exp(logs).sum(axis=2) == pytest.approx(1.0, rel=1e-12)
+    total, count, info = model.loss(source, lengths, target_in, target_out)
+    steps, rows = np.nonzero(target_out >= 0)
+    expected = -logs[steps, rows, target_out[steps, rows]].sum()
+    assert count == len(rows)
+    # the constant that keeps the log of a share of 0 finite: 1e-10 of a probability
+    assert total.item() == pytest.approx(expected, rel=1e-8)
+    assert 0 < info["copied"] < 1
+
+
+def test_copied_probability_by_hand(rng: np.random.Generator) -> None:
+    """Equal ids add up, in each row by itself; the gate weighs the two distributions."""
+    model = pointer().eval()
+    features = rng.standard_normal((2, 17)).astype(np.float32)
+    weights = np.array([[0.5, 0.25, 0.25], [0.1, 0.9, 0.0]], np.float32)
+    source = np.array([[7, 3, 7], [3, 9, 0]])
+    found = np.exp(model._log_probabilities(features, weights, source))
+    gates = np.exp(features @ model.gate.weight.data.T + model.gate.bias.data)
+    gates /= gates.sum(axis=1, keepdims=True)
+    logits = np.exp(model.output(features).data)
+    expected = logits / logits.sum(axis=1, keepdims=True) * gates[:, :1]
+    for row in range(2):
+        for weight, index in zip(weights[row], source[row], strict=True):
+            expected[row, index] += weight * gates[row, 1]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_learns_to_copy_what_it_never_wrote(rng: np.random.Generator) -> None:
+    """Trained to repeat sources of the ids 4 to 24, it repeats ids 25 to 29, too; without copying no model can."""
+    with nn.init_scope(1):
+        model = PointerGenerator(
+            PointerGeneratorConfig(vocab_size=30, embedding_size=24, encoder_size=24, decoder_size=32, copy_size=24, dropout=0.0)
+        )
+    optimizer = optim.AdamW(model.parameters(), 1e-2)
+
+    def batch(low: int, high: int, rows: int) -> tuple[np.ndarray, ...]:
+        source = rng.integers(low, high, (5, rows))
+        lengths = np.full(rows, 5)
+        return (source, lengths, *targets(source, lengths))
+
+    for step in range(250):
+        with nn.dropout_scope(0, step):
+            loss, count, _ = model.train().loss(*batch(4, 25, 32))
+        loss.backward(np.full((), 1 / count, np.float32))
+        optimizer.step(max_norm=1.0)
+        optimizer.zero_grad()
+    source, lengths, target_in, _ = batch(25, 30, 40)
+    logs = model.eval().logits(source, lengths, target_in[:1])
+    assert (logs[0].argmax(axis=1) == source[0]).mean() > 0.9
 
 
 # The VAE ---------------------------------------------------------------------------------------------------------------------
@@ -315,6 +398,12 @@ def test_draws_from_the_prior_do_not_depend_on_their_number() -> None:
 def test_seq2seq_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):
         Seq2SeqConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("copy_size", 0), ("label_smoothing", 0.1), ("dropout", 1.0)])
+def test_pointer_settings_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=name):
+        PointerGeneratorConfig(**{name: value})
 
 
 @pytest.mark.parametrize(
