@@ -128,6 +128,15 @@ class Seq2SeqState:
     owner: Ids
     layers: tuple[Array, Array, Array, Array]  # h and c of layer 1, h and c of layer 2: F (1, B, H)
     latent: Array | None  # F (B, D)
+    weights: Array | None = None  # of the last step's attention: F (sentences, rounds, S)
+
+    @property
+    def attention(self) -> tuple[Array, Ids] | None:
+        """The last step's attention: weights F (B, S) and how many source positions each row has, int64 (B,)."""
+        if self.weights is None:
+            return None
+        rows = self.weights.transpose(1, 0, 2).reshape(len(self.owner), self.weights.shape[2])
+        return rows, np.tile(self.memory.lengths, self.weights.shape[1])
 
     def select(self, indices: Any) -> "Seq2SeqState":
         """Rows reordered, repeated or dropped. The memory is copied only when its sentences change."""
@@ -328,7 +337,7 @@ class Seq2Seq(nn.Module):
             sentences = len(memory.lengths)
             rounds = rows // max(sentences, 1)
             query = y1.reshape(rounds, sentences, y1.shape[2])
-            context, _ = ops.attention(query, memory.keys, memory.values, memory.lengths)
+            context, weights = ops.attention(query, memory.keys, memory.values, memory.lengths)
             context = context.reshape(1, rows, context.shape[2])
             y2, (h2, c2) = self.decoder2(ops.concat([y1, context], axis=2), (h2, c2))
-            return _data(y2), context, Seq2SeqState(memory, state.owner, (h1, c1, _data(h2), _data(c2)), state.latent)
+            return _data(y2), context, Seq2SeqState(memory, state.owner, (h1, c1, _data(h2), _data(c2)), state.latent, weights)

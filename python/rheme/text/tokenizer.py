@@ -6,6 +6,7 @@ were never seen become bytes.
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -133,6 +134,20 @@ class Tokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [str(piece) for piece in self._processor.id_to_piece([int(index) for index in ids])]
+
+    @cached_property
+    def surfaces(self) -> tuple[bytes, ...]:
+        """What each piece writes, in UTF-8: " cat" for ▁cat, one byte for a byte, nothing for the special pieces."""
+        spelt = []
+        for index in range(len(self)):
+            piece = str(self._processor.id_to_piece(index))
+            if index in self._byte_ids:
+                spelt.append(bytes([int(piece[3:-1], 16)]))
+            elif self._processor.is_control(index) or index == self.unk_id:
+                spelt.append(b"")
+            else:
+                spelt.append(piece.replace("▁", " ").encode())
+        return tuple(spelt)
 
     def is_byte(self, index: int) -> bool:
         """Whether a piece is a byte of a character that has no piece of its own."""

@@ -1,0 +1,291 @@
+"""What a text must keep to: words it must not hold, words it must, how it begins and how long it may be.
+
+Forbidden texts are matched on the characters that the pieces spell, so that no other way of cutting a word into pieces gets
+around them. Required texts are sequences of pieces; the beam search makes room for them (`beam.py`).
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rheme.decoding.options import GenerationOptions
+from rheme.errors import InputError
+
+Stopped = Callable[[list[int]], bool]
+
+
+class Tokenizer(Protocol):
+    """What this file asks of `rheme.text.tokenizer.Tokenizer`."""
+
+    eos_id: int
+
+    @property
+    def surfaces(self) -> Sequence[bytes]: ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+
+def _is_word(char: str) -> bool:
+    """Whether a character is part of a word that spaces divide from the next: a letter or digit, but no Chinese one."""
+    return char.isalnum() and not "\u2e80" <= char <= "\u9fff" and not "\uac00" <= char <= "\ud7a3" and char < "\U00020000"
+
+
+def _first(surface: bytes) -> str:
+    return surface[:4].decode("utf-8", "replace")[:1]
+
+
+def _last(surface: bytes) -> str:
+    """The last character; U+FFFD, which is no part of a word, for a byte of one."""
+    return surface[-4:].decode("utf-8", "replace")[-1:]
+
+
+class Forbidden:
+    """Words and phrases that a text must not hold, in any case and however they are cut into pieces.
+
+    A phrase that begins (or ends) with a letter counts only where a word begins (or ends), so "cat" does not forbid
+    "category"; in Chinese and Japanese, which write no spaces, it counts anywhere.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        plain = dict.fromkeys(" ".join(text.split()).casefold() for text in texts)
+        self._phrases = [(text.encode(), _is_word(text[0]), _is_word(text[-1])) for text in plain]
+        self._surfaces = [surface.decode("utf-8", "surrogateescape").casefold().encode("utf-8", "surrogateescape")
+                          for surface in tokenizer.surfaces]  # fmt: skip
+        self._eos = tokenizer.eos_id
+        self._longest = max((len(phrase) for phrase, _, _ in self._phrases), default=0) + 4
+        self._always = sorted(
+            index
+            for index, surface in enumerate(self._surfaces)
+            if any(
+                self._inside(surface, start, *phrase)
+                for phrase in self._phrases
+                if phrase[0] in surface
+                for start in range(1, len(surface))
+            )
+        )
+        self._completing: dict[tuple[int, int, bool], list[int]] = {}
+        self._rows: dict[tuple[bytes, bytes, bool], NDArray[np.int64]] = {}
+
+    @staticmethod
+    def _inside(surface: bytes, start: int, phrase: bytes, left: bool, right: bool) -> bool:
+        """Whether the phrase stands in the surface at `start` (> 0), with the ends of words that it needs."""
+        end = start + len(phrase)
+        if surface[start:end] != phrase or (left and _is_word(_last(surface[:start]))):
+            return False
+        return not right or (end < len(surface) and not _is_word(_first(surface[end:])))
+
+    def _tails(self, ids: Sequence[int]) -> tuple[bytes, bytes]:
+        """The last bytes of a text (shorter than `_longest` only at its start), and those of a character just begun.
+
+        Bytes that form no character are left out, as they are when the text is decoded.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        text = decoder.decode(b"".join(self._surfaces[index] for index in ids[-self._longest :]))
+        return text.encode()[-self._longest :], decoder.getstate()[0]
+
+    def _open(self, tail: bytes) -> list[tuple[int, int]]:
+        """(phrase, bytes of it that are written) for each one that the tail may be in the middle of, or before."""
+        found = []
+        for number, (phrase, left, _) in enumerate(self._phrases):
+            for size in range(min(len(phrase), len(tail)) + 1):
+                before = tail[: len(tail) - size]
+                if tail.endswith(phrase[:size]) and not (left and before and _is_word(_last(before))):
+                    found.append((number, size))
+        return found
+
+    def _completes(self, number: int, size: int, strict: bool) -> list[int]:
+        """The pieces after which phrase `number`, of which `size` bytes are written, stands in the text for good.
+
+        strict: it stands there as soon as it is written, whatever may follow.
+        """
+        key = (number, size, strict)
+        if key not in self._completing:
+            phrase, _, right = self._phrases[number]
+            right = right and not (strict and size < len(phrase))
+            rest = phrase[size:]
+            found = [
+                index
+                for index, surface in enumerate(self._surfaces)
+                if surface.startswith(rest)
+                and surface
+                and (not right or (len(surface) > len(rest) and not _is_word(_first(surface[len(rest) :]))))
+            ]
+            self._completing[key] = found + [self._eos] * (not rest)
+        return self._completing[key]
+
+    def banned(self, ids: Sequence[int], strict: bool = False) -> NDArray[np.int64]:
+        """The ids that must not come after these. strict: nor those that write a phrase which may yet become another word."""
+        tail, begun = self._tails(ids)
+        key = (tail, begun, strict)
+        if key not in self._rows:
+            places = {*self._open(tail), *(self._open(tail + begun) if begun else ())}
+            found = set(self._always).union(*(self._completes(number, size, strict) for number, size in places))
+            self._rows[key] = np.array(sorted(found), np.int64)
+        return self._rows[key]
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text holds one of the phrases."""
+        plain = f" {' '.join(text.split()).casefold()} ".encode()
+        return any(self._inside(plain, start, *phrase) for phrase in self._phrases for start in range(1, len(plain)))
+
+    def surplus(self, ids: Sequence[int]) -> int:
+        """How many last ids must go from a text that was cut off here, so that it does not end with a forbidden word."""
+        count = 0
+        while count < len(ids) and self._eos in self.banned(ids[: len(ids) - count]):
+            count += 1
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class Required:
+    """A text that must be written. ways: the pieces of each way of writing it, of which the last `opening` ones serve only at
+    the start of a text (a capital first). word: it ends with a letter, so the next piece must not go on with the word.
+    """
+
+    ways: tuple[tuple[int, ...], ...]
+    opening: int = 0
+    word: bool = False
+
+
+def required(text: str, tokenizer: Tokenizer) -> Required:
+    """How a tokenizer writes a required text: as a word of its own, and in a script without spaces also within a line."""
+    plain = " ".join(text.split())
+    ways = [tuple(tokenizer.encode([plain])[0])]
+    if not _is_word(plain[0]):  # behind a full stop nothing is merged with what follows, and no space comes first
+        ids = tokenizer.encode(["." + plain])[0]
+        spelt = [tokenizer.surfaces[index] for index in ids]
+        start = next((k for k in range(1, len(ids)) if b"".join(spelt[:k]).strip() == b"."), 0)
+        ways += [tuple(ids[start:])] if start else []
+    opening = [tuple(tokenizer.encode([plain[0].upper() + plain[1:]])[0])] if plain[0].islower() else []
+    return Required((*dict.fromkeys(ways), *opening), len(opening), _is_word(plain[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a text has come with what it must hold.
+
+    done: the texts (by number) that are written. begun: (text, way, pieces written of it). started: anything is written.
+    closing: a word has just been completed.
+    """
+
+    texts: tuple[Required, ...]
+    done: frozenset[int] = frozenset()
+    begun: tuple[tuple[int, int, int], ...] = ()
+    started: bool = False
+    closing: bool = False
+
+    @property
+    def met(self) -> bool:
+        return len(self.done) == len(self.texts)
+
+    @property
+    def bank(self) -> int:
+        """How many pieces of what is required are written: paths of one bank compete with each other (Post and Vilar 2018)."""
+        whole = sum(max(map(len, self.texts[t].ways)) for t in self.done)
+        return whole + max((size for _, _, size in self.begun), default=0)
+
+    @property
+    def missing(self) -> int:
+        """How many pieces are still to be written, at least, by going on with what is begun."""
+        todo = {t: min(map(len, text.ways)) for t, text in enumerate(self.texts) if t not in self.done}
+        if self.begun:
+            left = {t: len(self.texts[t].ways[way]) - size for t, way, size in self.begun}
+            return max(sum(todo.values()) - todo[t] + rest for t, rest in left.items())
+        return sum(todo.values())
+
+    def _open(self) -> list[tuple[int, int]]:
+        """The (text, way) that may begin now."""
+        return [
+            (t, way)
+            for t, text in enumerate(self.texts)
+            if t not in self.done
+            for way in range(len(text.ways) - text.opening * self.started)
+        ]
+
+    def wanted(self) -> list[int]:
+        """The ids that bring the path further: those that go on with what is begun, or else begin something."""
+        if self.begun:
+            return sorted({self.texts[t].ways[way][size] for t, way, size in self.begun})
+        return sorted({self.texts[t].ways[way][0] for t, way in self._open()})
+
+    def after(self, token: int) -> "Progress":
+        """The progress when `token` is written; what was begun and not gone on with starts anew."""
+        begun = [(t, way, size + 1) for t, way, size in self.begun if self.texts[t].ways[way][size] == token]
+        if not begun:
+            begun = [(t, way, 1) for t, way in self._open() if self.texts[t].ways[way][0] == token]
+        whole = {t for t, way, size in begun if size == len(self.texts[t].ways[way])}
+        if whole:
+            return Progress(self.texts, self.done | whole, started=True, closing=any(self.texts[t].word for t in whole))
+        return Progress(self.texts, self.done, tuple(begun), started=True)
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a text must keep to.
+
+    forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
+    option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
+    not stand in it. require: per input, texts that must. joins: the ids that would go on with the word before them.
+    """
+
+    forbid: Sequence[int] = ()
+    prefixes: Sequence[Sequence[int]] | None = None
+    max_new_tokens: Sequence[int] | None = None
+    stopped: Stopped | None = None
+    phrases: Forbidden | None = None
+    require: Sequence[Sequence[Required]] | None = None
+    joins: NDArray[np.int64] | None = None
+
+    def of_rows(self, rows: Sequence[int]) -> "Constraints":
+        """The constraints of some inputs."""
+        some = [None if values is None else [values[row] for row in rows] for values in (self.prefixes, self.require)]
+        limits = None if self.max_new_tokens is None else [self.max_new_tokens[row] for row in rows]
+        return replace(self, prefixes=some[0], require=some[1], max_new_tokens=limits)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_texts(
+        cls,
+        options: GenerationOptions,
+        tokenizer: Tokenizer,
+        inputs: int,
+        *,
+        forbid: Sequence[int] = (),
+        require: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: Sequence[int] | None = None,
+        stopped: Stopped | None = None,
+    ) -> "Constraints":
+        """The options' `forbid`, `require` and `prefix`, for so many inputs, as a tokenizer writes them.
+
+        require: more required texts, per input (such as a glossary's entries for the words of a source). A required text
+        stands as a word of its own, in the case given (or with a capital, first of all). InputError for one that holds what
+        is forbidden, or is longer than max_new_tokens; where only several together do, what is required comes first.
+        """
+        forbidden = Forbidden(options.forbid, tokenizer) if options.forbid else None
+        texts = [list(dict.fromkeys((*options.require, *more))) for more in (require or [()] * inputs)]
+        ways = {text: required(text, tokenizer) for row in texts for text in row}
+        for text in (*ways, options.prefix):
+            if forbidden is not None and forbidden.stands_in(text):
+                raise InputError(f"{text!r} is required, but {options.forbid} are forbidden")
+        rows = [tuple(ways[text] for text in row) for row in texts]
+        prefix = tokenizer.encode([options.prefix])[0] if options.prefix.strip() else []
+        limits = [min(options.max_new_tokens, n) for n in (max_new_tokens or [options.max_new_tokens] * inputs)]
+        for row, limit in zip(rows, limits, strict=True):
+            if row and (needed := len(prefix) + Progress(row).missing) > limit:
+                raise InputError(f"max_new_tokens = {limit}: what is required has {needed} pieces")
+        joins = None
+        if any(rows):
+            first = [_first(surface) for surface in tokenizer.surfaces]
+            joins = np.array([index for index, char in enumerate(first) if char == "\ufffd" or _is_word(char)], np.int64)
+        return cls(
+            forbid,
+            [prefix] * inputs if prefix else None,
+            max_new_tokens,
+            stopped,
+            forbidden,
+            rows if any(rows) else None,
+            joins,
+        )
