@@ -67,6 +67,7 @@ class Task:
     name: ClassVar[str]
     Config: ClassVar[type[msgspec.Struct]]  # the model's sizes and the data's settings, all with defaults
     fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, in order, or keys of a JSON line
+    suffix: ClassVar[str] = ".tsv"  # of the files that write_examples writes
     sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
     pipeline_tag: ClassVar[str] = ""  # the hub's name for this kind of task, for the model card
     pipeline_key: ClassVar[str] = "text"  # the key of the text in the results of rheme.pipeline()

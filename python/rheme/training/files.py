@@ -38,7 +38,7 @@ def train(
     """Train a task on files and leave a model folder in ``out``; returns its final figures.
 
     train, valid: a file or several. Without ``valid`` a share of the training examples is held out by a hash of their first
-    text; ``out/valid.tsv`` holds it (and ``out/test.tsv`` a test share). Examples that share a text with a held-out one are
+    text; ``out/valid.tsv`` (or the task's own kind of file) holds it, ``out/test.tsv`` a test share. Examples that share a text with a held-out one are
     dropped. init: a model folder to fine-tune, or ``bundled``. config: tables ``task``, ``train`` and ``card``, or a TOML file
     of them. settings: single ones by name, such as ``max_epochs=3`` or ``vocab_size=4000``. fields: columns or keys.
 
@@ -66,24 +66,24 @@ def train(
     read = len(examples)
     held: dict[str, list[Any]] = {}
     if test_share:
-        examples, held["test.tsv"] = instance.split(examples, test_share, salt="test")
+        examples, held["test"] = instance.split(examples, test_share, salt="test")
     if valid is not None:
         held_out = instance.read(valid, fields) if fields else instance.read(valid)
         examples = readers.drop_shared(examples, held_out, instance.sides)
     else:
         examples, held_out = instance.split(examples, valid_share)
         if held_out:
-            held["valid.tsv"] = held_out
+            held["valid"] = held_out
     told = f"{len(examples)} to train on, {len(held_out)} to validate on"
     if test_share:
-        told += f", {len(held['test.tsv'])} to test on"
+        told += f", {len(held['test'])} to test on"
     dropped = read - len(examples) - sum(map(len, held.values()))
     tell(f"{read} examples read: {told}, {dropped} dropped as they share a text with those held out")
     card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
     created = not out.exists()
     try:
         for name, rows in held.items():
-            _write_held_out(instance, out / name, rows, resume)
+            _write_held_out(instance, out / f"{name}{instance.suffix}", rows, resume)
         return run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card)
     except BaseException:
         if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():

@@ -1,0 +1,486 @@
+"""Question answering: the span of a context that answers a question, or none.
+
+A context of any length is read in overlapping windows, each once for all of its questions. The model's scores are made to be
+comparable between windows and contexts: in training, some questions get a passage without their answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rheme import metrics, ops
+from rheme.errors import InputError
+from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
+from rheme.storage import write_json
+from rheme.tasks import Result, Task, nearest
+from rheme.text import batches
+from rheme.text.squad import QuestionExample, read_questions, squad_json
+from rheme.text.vocabulary import Vocabulary
+from rheme.text.words import find_words, stem
+
+Ids = NDArray[np.int64]
+
+_WIDTH = 20  # bytes of a word that the model sees, with its begin and end; of a longer one the first ten and the last eight
+_FEATURES = 8
+# What one unit of each feature is worth, all powers of two.
+_SCALES = np.array([[1, 1, 1, 1, 1 / 16, 1 / 16, 1 / 64, 1 / 64]], np.float32)
+_NEAR = (4, 16)  # words to either side in which matches are counted
+_MAX_RIGHT = 8  # places of an answer that training takes for right
+_BATCH_WORDS, _BATCH_QUESTIONS = 1024, 8  # of one batch of answering: padded words of windows; questions of one window
+_CANDIDATES = 24  # spans of each window that alternatives are picked from
+_LOW = 0.2  # a score below it is told as low_confidence
+_NEGATIVE_STREAM = 1 << 42  # Philox stream of the choice of passages without the answer
+
+
+class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
+    """languages: for the card. vocab_size: words with a vector of their own; min_count: how often training must see one.
+
+    window: words read at once; a longer context is read in windows that overlap by half. max_questions: of one passage trained
+    on together. negatives: share of the questions that are also asked of another passage of the same article.
+    """
+
+    languages: list[str] = msgspec.field(default_factory=lambda: ["en"])
+    vocab_size: int = 16000
+    min_count: int = 3
+    window: int = 320
+    max_questions: int = 5
+    negatives: float = 0.15
+    model: SpanReaderConfig = msgspec.field(default_factory=SpanReaderConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocab_size", 4), ("min_count", 1), ("window", 32), ("max_questions", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.negatives <= 1:
+            raise InputError(f"negatives = {self.negatives}: must be from 0 to 1")
+        if self.model.max_span >= self.window:
+            raise InputError(f"model.max_span = {self.model.max_span}: must be below window = {self.window}")
+
+
+class Lexicon:
+    """The different words met so far, each with what the model and the features need of it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.index: dict[str, int] = {}
+        self.lower: dict[str, int] = {}
+        self.stems: dict[str, int] = {}
+        self.table = np.zeros((1024, 4), np.int64)  # vocabulary id, lower-cased form, stem, level of rarity
+        self.chars: list[bytes] = []
+
+    def ids(self, words: Sequence[str]) -> NDArray[np.int32]:
+        """The number of each word; new ones are added."""
+        index = self.index
+        return np.array([index[word] if word in index else self._add(word) for word in words], np.int32)
+
+    def _add(self, word: str) -> int:
+        number = self.index[word] = len(self.index)
+        if number == len(self.table):
+            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+        small = word.lower().replace("’", "'")
+        entry = self.vocabulary.piece_id(small)
+        common = entry if entry != self.vocabulary.unk_id else len(self.vocabulary)
+        stemmed = stem(small)
+        self.table[number] = (
+            entry,
+            self.lower.setdefault(small, len(self.lower)),
+            self.stems.setdefault(stemmed, len(self.stems)),
+            common.bit_length() if any(map(str.isalnum, word)) else 0,
+        )
+        spelled = word.encode("utf-8", "replace")
+        if len(spelled) > _WIDTH - 2:
+            spelled = spelled[:10] + spelled[-8:]
+        self.chars.append((b"\1" + bytes(byte + 3 for byte in spelled) + b"\2").ljust(_WIDTH, b"\0"))
+        return number
+
+    def features(self, question: NDArray[np.int32], passage: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """uint8 (T, 8) in units of `_SCALES`: how the words of a passage match those of a question, and where matches gather.
+
+        Same word; same but for capitals; same stem; a match within a run of matches; the rarity of the word, and of a match;
+        and the rarities of the matches nearby, added up.
+        """
+        asked, given = self.table[question], self.table[passage]
+        same_stem = given[:, 2:3] == asked[:, 2]
+        runs = same_stem[:-1, :-1] & same_stem[1:, 1:]
+        run = runs.any(axis=1)
+        out = np.zeros((len(passage), _FEATURES), np.int64)
+        out[:, 0] = (passage[:, None] == question).any(axis=1)
+        out[:, 1] = (given[:, 1:2] == asked[:, 1]).any(axis=1)
+        out[:, 2] = same_stem.any(axis=1)
+        out[:-1, 3] = run
+        out[1:, 3] |= run
+        out[:, 4] = given[:, 3]
+        out[:, 5] = given[:, 3] * out[:, 2]
+        before = np.concatenate([[0], np.cumsum(out[:, 5])])  # integers
+        place = np.arange(len(passage))
+        for column, reach in zip((6, 7), _NEAR, strict=True):
+            end, start = np.minimum(place + reach + 1, len(passage)), np.maximum(place - reach, 0)
+            out[:, column] = before[end] - before[start]
+        return np.minimum(out, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question about a window: its words, the features of the window's words, and the right spans (O, 2)."""
+
+    words: NDArray[np.int32]
+    features: NDArray[np.uint8]
+    spans: Ids
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A window of a context with the questions about it, and where in it their answers may begin."""
+
+    passage: NDArray[np.int32]
+    asked: list[_Asked]
+    starts: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A candidate: the model's score, which context, and its characters there."""
+
+    logit: Any  # a float32 scalar
+    document: int
+    start: int
+    end: int
+
+    def overlaps(self, other: "_Span") -> bool:
+        return self.document == other.document and self.start < other.end and other.start < self.end
+
+
+class QuestionAnswering(Task):
+    """Find the answer to a question in a context."""
+
+    name: ClassVar[str] = "question-answering"
+    Config: ClassVar[type[msgspec.Struct]] = QuestionAnsweringConfig
+    fields: ClassVar[tuple[str, ...]] = ("question", "context", "answer")
+    suffix: ClassVar[str] = ".json"
+    pipeline_tag: ClassVar[str] = "question-answering"
+    pipeline_key: ClassVar[str] = "answer"
+
+    config: QuestionAnsweringConfig
+    model: SpanReader
+    tokenizer: Vocabulary
+
+    # Data ------------------------------------------------------------------------------------------------------------------
+
+    def read(self, paths: Any, fields: Sequence[str] | None = None) -> list[QuestionExample]:
+        """Examples of SQuAD JSON, or rows question, context, answer of JSON lines or TSV. Split by article."""
+        return read_questions(paths, fields)
+
+    def write_examples(self, path: Path, examples: Sequence[QuestionExample]) -> None:
+        write_json(path, squad_json(examples))
+
+    def setup(self, examples: Sequence[QuestionExample]) -> None:
+        """Take the most frequent words of contexts and questions as the vocabulary, then build the model."""
+        texts = [*dict.fromkeys(example.context for example in examples), *(example.question for example in examples)]
+        lines = (" ".join(find_words(text.lower().replace("’", "'"))[0]) for text in texts)
+        self.tokenizer = Vocabulary.train(lines, self.config.vocab_size, self.config.min_count)
+        self.build()
+
+    def build(self) -> None:
+        """The model, with as many words as the vocabulary has."""
+        sizes = {"vocab_size": len(self.tokenizer), "features": _FEATURES}
+        self.config.model = msgspec.structs.replace(self.config.model, **sizes)
+        self.model = SpanReader(self.config.model)
+        self.lexicon = Lexicon(self.tokenizer)
+
+    def read_tokenizer(self, data: bytes) -> Vocabulary:
+        return Vocabulary.load(data)
+
+    def encode(self, example: QuestionExample) -> _Group:
+        """The window of one example that holds its answer."""
+        return self.encode_all([example])[0]
+
+    def encode_all(self, examples: Sequence[QuestionExample]) -> list[_Group]:
+        """Windows with up to max_questions questions each; what has an answer too long or cut by a window is left out."""
+        by_context: dict[str, list[QuestionExample]] = {}
+        by_article: dict[str, dict[str, None]] = {}
+        for example in examples:
+            by_context.setdefault(example.context, []).append(example)
+            by_article.setdefault(example.article, {})[example.context] = None
+        encoded = {context: self._context(context) for context in by_context}
+        questions: dict[tuple[str, int], list[tuple[NDArray[np.int32], Ids]]] = {}
+        bits = ops.random_bits(0, _NEGATIVE_STREAM, 0, max(len(examples), 1))
+        limit = int(self.config.negatives * 2**32)
+        number = 0
+        for context, asked in by_context.items():
+            ids, places = encoded[context]
+            for example in asked:
+                words = self.lexicon.ids(find_words(example.question)[0])
+                if not len(words) or not len(ids):
+                    continue
+                spans = self._spans(example.answers, context, places)
+                window = self._window_of(spans, len(ids))
+                if window is not None:
+                    start, stop = window
+                    inside = (spans[:, 0] >= start) & (spans[:, 1] < stop)
+                    questions.setdefault((context, start), []).append((words, spans[inside][:_MAX_RIGHT] - start))
+                draw = int(bits[number])
+                number += 1
+                others = [other for other in by_article[example.article] if other != context]
+                if draw >> 32 < limit and others and example.answers:
+                    other = others[(draw & 0xFFFFFFFF) % len(others)]
+                    if not any(text.lower() in other.lower() for text, _ in example.answers) and len(encoded[other][0]):
+                        questions.setdefault((other, 0), []).append((words, np.zeros((0, 2), np.int64)))
+        groups, most = [], self.config.max_questions
+        for (context, start), rows in questions.items():
+            passage = encoded[context][0][start : start + self.config.window]
+            made = [_Asked(words, self.lexicon.features(words, passage), spans) for words, spans in rows]
+            parts = -(-len(made) // most)
+            groups += [_Group(passage, made[part::parts], (0, len(passage))) for part in range(parts)]
+        return groups
+
+    def _context(self, context: str) -> tuple[NDArray[np.int32], Ids]:
+        words, places = find_words(context)
+        return self.lexicon.ids(words), places
+
+    def _windows(self, length: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Windows (first word, end) that cover a context of so many words, each half over the next.
+
+        With each of them, counted from its first word, where answers may begin: the middle of an overlap divides, so that every
+        span is read once, and not at an edge.
+        """
+        window = self.config.window
+        begins = [0]
+        while begins[-1] + window < length:
+            begins.append(min(begins[-1] + window // 2, length - window))
+        ends = [min(begin + window, length) for begin in begins]
+        cuts = [0, *((begin + end) // 2 for begin, end in zip(begins[1:], ends, strict=False)), length]
+        return [((b, e), (cuts[k] - b, min(cuts[k + 1], e) - b)) for k, (b, e) in enumerate(zip(begins, ends, strict=True))]
+
+    def _window_of(self, spans: Ids, length: int) -> tuple[int, int] | None:
+        """The first window that holds a right span whole; the first of all where there is no answer."""
+        windows = [window for window, _ in self._windows(length)]
+        if not len(spans):
+            return windows[0]
+        for start, stop in windows:
+            fits = (spans[:, 0] >= start) & (spans[:, 1] < stop) & (spans[:, 1] - spans[:, 0] < self.config.model.max_span)
+            if fits.any():
+                return start, stop
+        return None
+
+    def _spans(self, answers: Sequence[tuple[str, int]], context: str, places: Ids) -> Ids:
+        """First and last word of each place of each answer, those that the references give first.
+
+        Other places of the same text count as right, too, where they are whole words.
+        """
+        begins, ends = places[:, 0], places[:, 1]
+        found: dict[tuple[int, int], None] = {}
+        for text, given in dict.fromkeys(answers):
+            first = int(np.searchsorted(ends, given, "right"))
+            last = int(np.searchsorted(begins, given + len(text), "left")) - 1
+            if first <= last:
+                found[first, last] = None
+        for text in dict.fromkeys(text for text, _ in answers):
+            start = context.find(text)
+            while start >= 0 and len(found) < 4 * _MAX_RIGHT:
+                first, last = int(np.searchsorted(begins, start)), int(np.searchsorted(ends, start + len(text)))
+                if first < len(begins) and last < len(ends) and begins[first] == start and ends[last] == start + len(text):
+                    found[first, last] = None
+                start = context.find(text, start + 1)
+        most = self.config.model.max_span
+        return np.array([span for span in found if span[1] - span[0] < most], np.int64).reshape(-1, 2)
+
+    # Training --------------------------------------------------------------------------------------------------------------
+
+    def size(self, item: _Group) -> int:
+        return len(item.passage)
+
+    def loss(self, items: Sequence[_Group], step_seed: int) -> tuple[Any, int, dict[str, float]]:
+        """Summed negative log-likelihood of the right spans of the questions."""
+        batch = self._batch(items)
+        spans = [asked.spans for group in items for asked in group.asked]
+        counts = np.array([len(found) for found in spans], np.int64)
+        right = np.zeros((len(spans), max(int(counts.max(initial=0)), 1), 2), np.int64)
+        for row, found in zip(right, spans, strict=True):
+            row[: len(found)] = found
+        return self.model.loss(batch, right, counts, seed=step_seed)
+
+    def _batch(self, groups: Sequence[_Group]) -> ReaderBatch:
+        passages, passage_lengths = batches.pad([group.passage for group in groups])
+        asked = [(owner, asked) for owner, group in enumerate(groups) for asked in group.asked]
+        questions, question_lengths = batches.pad([one.words for _, one in asked])
+        every = np.concatenate([passages.reshape(passages.size), questions.reshape(questions.size)])
+        used, places = np.unique(every, return_inverse=True)
+        features = np.zeros((len(asked), passages.shape[0], _FEATURES), np.float32)
+        for row, (_, one) in zip(features, asked, strict=True):
+            row[: len(one.features)] = one.features
+        chars = np.frombuffer(b"".join(self.lexicon.chars[index] for index in used.tolist()), np.uint8)
+        return ReaderBatch(
+            words=np.ascontiguousarray(self.lexicon.table[used, 0]),
+            chars=chars.reshape(len(used), _WIDTH).astype(np.int64),
+            passages=places[: passages.size].reshape(passages.shape),
+            passage_lengths=passage_lengths,
+            questions=places[passages.size :].reshape(questions.shape),
+            question_lengths=question_lengths,
+            owner=np.array([owner for owner, _ in asked], np.int64),
+            features=ops.mul(ops.contiguous(features.transpose(1, 0, 2)), _SCALES),
+            starts=np.array([group.starts for group in groups], np.int64),
+        )
+
+    # Use -------------------------------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        inputs: Sequence[Any],
+        top_k: int = 1,
+        no_answer_threshold: float | None = None,
+        max_answer_words: int | None = None,
+        **unknown: Any,
+    ) -> list[Result]:
+        """Answers, in order. An input: (question, context), or a mapping with these keys; the context a text, or a list of texts.
+
+        top_k: answers given, the others as alternatives (none overlaps another). no_answer_threshold: no answer (an empty text)
+        where the probability that there is one is below it; 0: always answer; None: as calibrated on the validation examples.
+        max_answer_words: of the longest answer.
+
+        A Result's score is the probability of its span among all spans of all contexts and "no answer"; extra holds start and
+        end in characters of the context, context (its number) and answerable (the probability that there is an answer).
+        """
+        if unknown:
+            name = next(iter(unknown))
+            known = ("top_k", "no_answer_threshold", "max_answer_words")
+            raise InputError(f"unknown option {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+        if top_k < 1:
+            raise InputError(f"top_k = {top_k}: must be at least 1")
+        if max_answer_words is not None and max_answer_words < 1:
+            raise InputError(f"max_answer_words = {max_answer_words}: must be at least 1")
+        threshold = self.options.get("no_answer_threshold", 0.0) if no_answer_threshold is None else no_answer_threshold
+        if not 0 <= threshold <= 1:
+            raise InputError(f"no_answer_threshold = {threshold}: must be from 0 to 1")
+        asked = [_question(given) for given in inputs]
+        spans, odds = self._candidates(asked, top_k, max_answer_words)
+        return [
+            self._result(contexts, found, log_odds, top_k, threshold)
+            for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True)
+        ]
+
+    def _candidates(
+        self, asked: Sequence[tuple[str, list[str]]], top_k: int, max_words: int | None
+    ) -> tuple[list[list[_Span]], list[list[Any]]]:
+        """For each question its best spans of each window of its contexts, and each window's log-odds of an answer."""
+        lexicon = self.lexicon = Lexicon(self.tokenizer)
+        by_context: dict[str, dict[int, list[int]]] = {}  # context -> question -> under which numbers it has this context
+        for row, (_, contexts) in enumerate(asked):
+            for document, context in enumerate(contexts):
+                by_context.setdefault(context, {}).setdefault(row, []).append(document)
+        questions = [lexicon.ids(find_words(question)[0]) for question, _ in asked]
+        groups: list[_Group] = []
+        origin: list[tuple[Ids, int, list[tuple[int, int]]]] = []  # places of the words, the window's first, (row, document)
+        for context, rows in by_context.items():
+            ids, places = self._context(context)
+            pairs = [(row, documents[0]) for row, documents in rows.items() if len(questions[row])]
+            if not len(ids):
+                continue
+            for (start, stop), starts in self._windows(len(ids)):
+                for first in range(0, len(pairs), _BATCH_QUESTIONS):
+                    part, passage = pairs[first : first + _BATCH_QUESTIONS], ids[start:stop]
+                    words = [questions[row] for row, _ in part]
+                    made = [_Asked(w, lexicon.features(w, passage), np.zeros((0, 2), np.int64)) for w in words]
+                    groups.append(_Group(passage, made, starts))
+                    origin.append((places, start, part))
+        spans: list[list[_Span]] = [[] for _ in asked]
+        odds: list[list[Any]] = [[] for _ in asked]
+        for numbers in batches.length_batches([len(group.passage) for group in groups], _BATCH_WORDS):
+            scores, mask, log_odds = self.model.read(self._batch([groups[number] for number in numbers]), max_words)
+            steps = scores.shape[1]
+            flat = ops.reshape(scores, (len(scores), steps * steps))
+            values, at = _best(flat, mask.reshape(flat.shape), 1 if top_k == 1 else _CANDIDATES * top_k)
+            n = 0
+            for number in numbers:
+                places, begin, part = origin[number]
+                for row, document in part:
+                    odds[row].append(log_odds[n])
+                    for value, place in zip(values[n], at[n].tolist(), strict=True):
+                        if value > -np.inf:
+                            first, last = divmod(place, steps)
+                            start, end = int(places[begin + first, 0]), int(places[begin + last, 1])
+                            spans[row].append(_Span(value, document, start, end))
+                    n += 1
+        return spans, odds
+
+    def _result(
+        self, contexts: Sequence[str], spans: list[_Span], odds: Sequence[Any], top_k: int, threshold: float
+    ) -> Result:
+        spans = sorted(spans, key=lambda span: (-span.logit, span.document, span.start, span.end))
+        picked: list[_Span] = []
+        for span in spans:
+            if len(picked) < top_k and not any(span.overlaps(other) for other in picked):
+                picked.append(span)
+        if not picked:
+            return Result("", 0.0, extra={"start": 0, "end": 0, "context": 0, "answerable": 0.0})
+        total = ops.logsumexp(np.array([*sorted(odds), 0], np.float32))  # sorted, so that the order of the contexts is no matter
+        scores = ops.exp(ops.sub(np.array([span.logit for span in picked], np.float32), total.reshape(1)))
+        answerable = float(ops.sigmoid(np.array([max(odds)], np.float32))[0])
+        results = [
+            Result(
+                contexts[span.document][span.start : span.end],
+                float(score),
+                warnings=("low_confidence",) if score < _LOW else (),
+                extra={"start": span.start, "end": span.end, "context": span.document, "answerable": answerable},
+            )
+            for span, score in zip(picked, scores, strict=True)
+        ]
+        if answerable < threshold:
+            nothing = {"start": 0, "end": 0, "context": 0, "answerable": answerable}
+            return Result("", 1.0 - answerable, alternatives=tuple(results), extra=nothing)
+        return replace(results[0], alternatives=tuple(results[1:]))
+
+    def evaluate(self, examples: Sequence[QuestionExample], **options: Any) -> dict[str, float | str]:
+        """exact_match and f1 as SQuAD's scripts have them, and how many questions.
+
+        Where all questions have an answer (SQuAD 1.1) the reader must give one. Otherwise (2.0) it may refuse, as calibrated, and
+        the figures are also given for the questions with and without an answer apart.
+        """
+        if not examples:
+            raise InputError("there are no examples to evaluate on")
+        answerable = [bool(example.answers) for example in examples]
+        if all(answerable):
+            options = {"no_answer_threshold": 0.0} | options
+        found = [result.text for result in self.answer([(e.question, e.context) for e in examples], **options)]
+        wanted = [[text for text, _ in example.answers] or [""] for example in examples]
+        figures: dict[str, float | str] = {
+            "exact_match": metrics.exact_match(found, wanted),
+            "f1": metrics.answer_f1(found, wanted),
+            "questions": len(examples),
+        }
+        if not all(answerable):
+            for name, kept in (("has_answer", True), ("no_answer", False)):
+                rows = [n for n, has in enumerate(answerable) if has == kept]
+                figures[f"{name}_f1"] = metrics.answer_f1([found[n] for n in rows], [wanted[n] for n in rows])
+                figures[f"{name}_questions"] = len(rows)
+        return figures
+
+
+def _question(given: Any) -> tuple[str, list[str]]:
+    """(question, contexts) of one input. InputError for anything else."""
+    if isinstance(given, Mapping):
+        if "question" not in given or "context" not in given:
+            raise InputError(f"a question needs the keys question and context, not: {', '.join(map(str, given))}")
+        question, context = given["question"], given["context"]
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        question, context = given
+    else:
+        raise InputError(f"give (question, context) or {{'question': ..., 'context': ...}}, not {type(given).__name__}")
+    contexts = [context] if isinstance(context, str) else context
+    if not isinstance(question, str) or not isinstance(contexts, (list, tuple)) or not contexts:
+        raise InputError("the question must be a text, and the context a text or a list of texts")
+    if not all(isinstance(text, str) for text in contexts):
+        raise InputError("each context must be a text")
+    return question, list(contexts)
+
+
+def _best(scores: Any, mask: NDArray[np.bool_], k: int) -> tuple[Any, Ids]:
+    """The k best allowed entries of each row: values (-inf where there are fewer) and positions, F and int64 (N, k)."""
+    if k == 1:
+        values, at = ops.max(scores, axis=1, keepdims=True, mask=mask)
+        return values, at
+    return ops.top_k(np.where(mask, scores, np.float32(-np.inf)), min(k, scores.shape[1]))
