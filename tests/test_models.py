@@ -165,7 +165,13 @@ def test_op_calls_do_not_grow_with_time(
 
 text_to_text = pytest.mark.parametrize(
     ("make", "settings"),
-    [(seq2seq, {}), (seq2seq, {"encoder_layers": 2}), (seq2seq, {"latent_size": 3}), (pointer, {}), (pointer, {"latent_size": 3})],
+    [
+        (seq2seq, {}),
+        (seq2seq, {"encoder_layers": 2}),
+        (seq2seq, {"latent_size": 3}),
+        (pointer, {}),
+        (pointer, {"latent_size": 3}),
+    ],
     ids=["plain", "two layers", "latent", "pointer", "pointer, latent"],
 )
 
@@ -321,7 +327,9 @@ def test_it_learns_to_copy_what_it_never_wrote(rng: np.random.Generator) -> None
     """Trained to repeat sources of the ids 4 to 24, it repeats ids 25 to 29, too; without copying no model can."""
     with nn.init_scope(1):
         model = PointerGenerator(
-            PointerGeneratorConfig(vocab_size=30, embedding_size=24, encoder_size=24, decoder_size=32, copy_size=24, dropout=0.0)
+            PointerGeneratorConfig(
+                vocab_size=30, embedding_size=24, encoder_size=24, decoder_size=32, copy_size=24, dropout=0.0
+            )
         )
     optimizer = optim.AdamW(model.parameters(), 1e-2)
 

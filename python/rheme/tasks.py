@@ -129,6 +129,9 @@ class Task:
         """Summed loss of a batch (a scalar Tensor), how many units (tokens, examples) it sums over, and figures to log."""
         raise NotImplementedError
 
+    def calibrate(self, examples: Sequence[Any]) -> None:  # noqa: B027
+        """After training, with the final weights: set ``self.options`` (such as a threshold) by the validation examples."""
+
     # Use -------------------------------------------------------------------------------------------------------------------
 
     def answer(self, inputs: Sequence[Any], **options: Any) -> list[Result]:
@@ -138,6 +141,11 @@ class Task:
     def evaluate(self, examples: Sequence[Any], **options: Any) -> dict[str, float | str]:
         """Figures by name on labelled examples; the metric's signature where it has one."""
         raise NotImplementedError
+
+    def pipe(self, inputs: Any, **options: Any) -> Any:
+        """Answers in the shape of transformers' pipelines: by default a list of ``{pipeline_key: text}``."""
+        results = self(inputs if isinstance(inputs, list) else [inputs], **options)
+        return [{self.pipeline_key: result.text} for result in results]
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """One input -> a Result; a list -> a list of Results, the same ones as for each input alone."""
@@ -312,7 +320,7 @@ def load(task: str | None = None, model: str | Path | None = None, **options: An
 PIPELINES = {"text-generation": "generation", "summarization": "summarization", "question-answering": "question-answering"}
 
 
-def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Callable[..., list[Any]]:
+def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Callable[..., Any]:
     """What transformers' ``pipeline`` gave for this name: a function from a text or a list to ``[{"translation_text": ...}]``.
 
     Names: ``translation_XX_to_YY``, or a task's own name.
@@ -323,13 +331,7 @@ def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Call
         if len(parts) != 4 or parts[2] != "to":
             raise InputError(f"{name!r} is no pipeline; the form is translation_en_to_fr")
         task_name, options = "translation", {"from_": parts[1], "to": parts[3], **options}
-    task = load(task_name, model, **options)
-
-    def run(inputs: str | list[str], **more: Any) -> list[Any]:
-        results = task(inputs if isinstance(inputs, list) else [inputs], **more)
-        return [{task.pipeline_key: result.text} for result in results]
-
-    return run
+    return load(task_name, model, **options).pipe
 
 
 # Configs -------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ GROUP = "rheme.commands"
 
 # the short help of our own verbs, so that --help need not import them; a test compares them with the commands' docstrings
 HELP = {
+    "answer": "Answer questions from texts.",
     "evaluate": "Measure a model on labelled data.",
     "generate": "Write new sentences.",
     "info": "Show version, instruction set, threads, device and bundled models.",
@@ -28,6 +29,7 @@ HELP = {
 
 # command -> the module that holds it
 _COMMANDS = {
+    "answer_command": "answering",
     "evaluate_command": "training",
     "generate_command": "writing",
     "info_command": "about",

@@ -23,8 +23,8 @@ _LINE_BREAKS = re.compile(r"[\t\r\n]+")
 Paths = str | Path | Sequence[str | Path]
 
 
-def read_text(path: str | Path) -> str:
-    """The whole text of a file (``-`` is stdin), unzipped, with line ends as ``\\n`` and without a BOM."""
+def read_text(path: str | Path, line_ends: bool = False) -> str:
+    """The whole text of a file (``-`` is stdin), unzipped, without a BOM; line ends as ``\\n``, or (line_ends) as they are."""
     name = str(path)
     try:
         if name == "-":
@@ -37,7 +37,8 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{name}: not a whole gzip file ({error}); download or compress it again") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from None
-    return _decode(data, name).replace("\r\n", "\n").replace("\r", "\n")
+    text = _decode(data, name)
+    return text if line_ends else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -393,6 +393,7 @@ class Run:
         self.model.eval()
         if evaluate:
             try:
+                self.task.calibrate(self.valid_examples)
                 metrics |= self.task.evaluate(self.valid_examples)
             except InputError as error:
                 self.display.line(f"the final evaluation was left out: {error}")

@@ -111,7 +111,9 @@ class Summarization(Task):
         items = [(s, t) for s, t in zip(sources, targets, strict=True) if len(s) and 0 < len(t) <= limit]
         if len(items) < len(examples):
             left = len(examples) - len(items)
-            log.warning("%d of %d pairs left out: a side is empty or the summary longer than %d pieces", left, len(examples), limit)
+            log.warning(
+                "%d of %d pairs left out: a side is empty or the summary longer than %d pieces", left, len(examples), limit
+            )
         return items
 
     def size(self, item: Item) -> int:

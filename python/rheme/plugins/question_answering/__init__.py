@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 from rheme import metrics, ops
 from rheme.errors import InputError
 from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
+from rheme.plugins.question_answering.lexicon import FEATURES, SCALES, WIDTH, Lexicon
 from rheme.storage import write_json
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches
 from rheme.text.squad import QuestionExample, read_questions, squad_json
 from rheme.text.vocabulary import Vocabulary
-from rheme.text.words import find_words, stem
+from rheme.text.words import find_words
 
 Ids = NDArray[np.int64]
 
-_WIDTH = 20  # bytes of a word that the model sees, with its begin and end; of a longer one the first ten and the last eight
-_FEATURES = 8
-# What one unit of each feature is worth, all powers of two.
-_SCALES = np.array([[1, 1, 1, 1, 1 / 16, 1 / 16, 1 / 64, 1 / 64]], np.float32)
-_NEAR = (4, 16)  # words to either side in which matches are counted
 _MAX_RIGHT = 8  # places of an answer that training takes for right
 _BATCH_WORDS, _BATCH_QUESTIONS = 1024, 8  # of one batch of answering: padded words of windows; questions of one window
 _CANDIDATES = 24  # spans of each window that alternatives are picked from
@@ -60,68 +56,6 @@ class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
             raise InputError(f"negatives = {self.negatives}: must be from 0 to 1")
         if self.model.max_span >= self.window:
             raise InputError(f"model.max_span = {self.model.max_span}: must be below window = {self.window}")
-
-
-class Lexicon:
-    """The different words met so far, each with what the model and the features need of it."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.index: dict[str, int] = {}
-        self.lower: dict[str, int] = {}
-        self.stems: dict[str, int] = {}
-        self.table = np.zeros((1024, 4), np.int64)  # vocabulary id, lower-cased form, stem, level of rarity
-        self.chars: list[bytes] = []
-
-    def ids(self, words: Sequence[str]) -> NDArray[np.int32]:
-        """The number of each word; new ones are added."""
-        index = self.index
-        return np.array([index[word] if word in index else self._add(word) for word in words], np.int32)
-
-    def _add(self, word: str) -> int:
-        number = self.index[word] = len(self.index)
-        if number == len(self.table):
-            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        small = word.lower().replace("’", "'")
-        entry = self.vocabulary.piece_id(small)
-        common = entry if entry != self.vocabulary.unk_id else len(self.vocabulary)
-        stemmed = stem(small)
-        self.table[number] = (
-            entry,
-            self.lower.setdefault(small, len(self.lower)),
-            self.stems.setdefault(stemmed, len(self.stems)),
-            common.bit_length() if any(map(str.isalnum, word)) else 0,
-        )
-        spelled = word.encode("utf-8", "replace")
-        if len(spelled) > _WIDTH - 2:
-            spelled = spelled[:10] + spelled[-8:]
-        self.chars.append((b"\1" + bytes(byte + 3 for byte in spelled) + b"\2").ljust(_WIDTH, b"\0"))
-        return number
-
-    def features(self, question: NDArray[np.int32], passage: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """uint8 (T, 8) in units of `_SCALES`: how the words of a passage match those of a question, and where matches gather.
-
-        Same word; same but for capitals; same stem; a match within a run of matches; the rarity of the word, and of a match;
-        and the rarities of the matches nearby, added up.
-        """
-        asked, given = self.table[question], self.table[passage]
-        same_stem = given[:, 2:3] == asked[:, 2]
-        runs = same_stem[:-1, :-1] & same_stem[1:, 1:]
-        run = runs.any(axis=1)
-        out = np.zeros((len(passage), _FEATURES), np.int64)
-        out[:, 0] = (passage[:, None] == question).any(axis=1)
-        out[:, 1] = (given[:, 1:2] == asked[:, 1]).any(axis=1)
-        out[:, 2] = same_stem.any(axis=1)
-        out[:-1, 3] = run
-        out[1:, 3] |= run
-        out[:, 4] = given[:, 3]
-        out[:, 5] = given[:, 3] * out[:, 2]
-        before = np.concatenate([[0], np.cumsum(out[:, 5])])  # integers
-        place = np.arange(len(passage))
-        for column, reach in zip((6, 7), _NEAR, strict=True):
-            end, start = np.minimum(place + reach + 1, len(passage)), np.maximum(place - reach, 0)
-            out[:, column] = before[end] - before[start]
-        return np.minimum(out, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -187,7 +121,7 @@ class QuestionAnswering(Task):
 
     def build(self) -> None:
         """The model, with as many words as the vocabulary has."""
-        sizes = {"vocab_size": len(self.tokenizer), "features": _FEATURES}
+        sizes = {"vocab_size": len(self.tokenizer), "features": FEATURES}
         self.config.model = msgspec.structs.replace(self.config.model, **sizes)
         self.model = SpanReader(self.config.model)
         self.lexicon = Lexicon(self.tokenizer)
@@ -305,24 +239,24 @@ class QuestionAnswering(Task):
         return self.model.loss(batch, right, counts, seed=step_seed)
 
     def _batch(self, groups: Sequence[_Group]) -> ReaderBatch:
-        passages, passage_lengths = batches.pad([group.passage for group in groups])
+        passages, passage_lengths = batches.pad([group.passage.astype(np.int64) for group in groups])
         asked = [(owner, asked) for owner, group in enumerate(groups) for asked in group.asked]
-        questions, question_lengths = batches.pad([one.words for _, one in asked])
+        questions, question_lengths = batches.pad([one.words.astype(np.int64) for _, one in asked])
         every = np.concatenate([passages.reshape(passages.size), questions.reshape(questions.size)])
         used, places = np.unique(every, return_inverse=True)
-        features = np.zeros((len(asked), passages.shape[0], _FEATURES), np.float32)
+        features = np.zeros((len(asked), passages.shape[0], FEATURES), np.float32)
         for row, (_, one) in zip(features, asked, strict=True):
             row[: len(one.features)] = one.features
         chars = np.frombuffer(b"".join(self.lexicon.chars[index] for index in used.tolist()), np.uint8)
         return ReaderBatch(
             words=np.ascontiguousarray(self.lexicon.table[used, 0]),
-            chars=chars.reshape(len(used), _WIDTH).astype(np.int64),
+            chars=chars.reshape(len(used), WIDTH).astype(np.int64),
             passages=places[: passages.size].reshape(passages.shape),
             passage_lengths=passage_lengths,
             questions=places[passages.size :].reshape(questions.shape),
             question_lengths=question_lengths,
             owner=np.array([owner for owner, _ in asked], np.int64),
-            features=ops.mul(ops.contiguous(features.transpose(1, 0, 2)), _SCALES),
+            features=ops.mul(ops.contiguous(features.transpose(1, 0, 2)), SCALES),
             starts=np.array([group.starts for group in groups], np.int64),
         )
 
@@ -407,9 +341,7 @@ class QuestionAnswering(Task):
                     n += 1
         return spans, odds
 
-    def _result(
-        self, contexts: Sequence[str], spans: list[_Span], odds: Sequence[Any], top_k: int, threshold: float
-    ) -> Result:
+    def _result(self, contexts: Sequence[str], spans: list[_Span], odds: Sequence[Any], top_k: int, threshold: float) -> Result:
         spans = sorted(spans, key=lambda span: (-span.logit, span.document, span.start, span.end))
         picked: list[_Span] = []
         for span in spans:
@@ -417,7 +349,9 @@ class QuestionAnswering(Task):
                 picked.append(span)
         if not picked:
             return Result("", 0.0, extra={"start": 0, "end": 0, "context": 0, "answerable": 0.0})
-        total = ops.logsumexp(np.array([*sorted(odds), 0], np.float32))  # sorted, so that the order of the contexts is no matter
+        total = ops.logsumexp(
+            np.array([*sorted(odds), 0], np.float32)
+        )  # sorted, so that the order of the contexts is no matter
         scores = ops.exp(ops.sub(np.array([span.logit for span in picked], np.float32), total.reshape(1)))
         answerable = float(ops.sigmoid(np.array([max(odds)], np.float32))[0])
         results = [
@@ -433,6 +367,77 @@ class QuestionAnswering(Task):
             nothing = {"start": 0, "end": 0, "context": 0, "answerable": answerable}
             return Result("", 1.0 - answerable, alternatives=tuple(results), extra=nothing)
         return replace(results[0], alternatives=tuple(results[1:]))
+
+    def pipe(  # type: ignore[override]  # keywords of its own
+        self,
+        inputs: Any = None,
+        *,
+        question: Any = None,
+        context: Any = None,
+        top_k: int = 1,
+        handle_impossible_answer: bool = False,
+        max_answer_len: int | None = None,
+    ) -> Any:
+        """As transformers' pipeline: ``{"score", "start", "end", "answer"}`` of a question; a list of them for several.
+
+        inputs: ``{"question": ..., "context": ...}`` or a list of such; or question and context by keyword, each a text or a list.
+        top_k: above 1, a list for each question. handle_impossible_answer: may give the empty answer. max_answer_len: in words.
+        """
+        if inputs is None:
+            if question is None or context is None:
+                raise InputError("give question= and context=")
+            if isinstance(question, list):
+                contexts = context if isinstance(context, list) else [context] * len(question)
+                if len(contexts) != len(question):
+                    raise InputError(f"{len(question)} questions, but {len(contexts)} contexts")
+                inputs = list(zip(question, contexts, strict=True))
+            else:
+                inputs = (question, context)
+        several = isinstance(inputs, list)
+        threshold = None if handle_impossible_answer else 0.0
+        results = self.answer(
+            inputs if several else [inputs], top_k=top_k, no_answer_threshold=threshold, max_answer_words=max_answer_len
+        )
+        shaped = [[_record(one) for one in (result, *result.alternatives)][:top_k] for result in results]
+        flat = shaped if top_k > 1 else [records[0] for records in shaped]
+        return flat if several else flat[0]
+
+    def calibrate(self, examples: Sequence[QuestionExample]) -> None:
+        """Set no_answer_threshold: where, on these questions and as many asked of another passage of their article, the mean of F1
+        is best; a refusal counts 100 where there is no answer and 0 where there is one (SQuAD 2.0's measure).
+        """
+        answerable, refusals = [e for e in examples if e.answers], [e for e in examples if not e.answers]
+        if not refusals:
+            refusals = self._foreign(answerable)
+        if not answerable or not refusals:
+            return
+        asked = [*answerable, *refusals]
+        results = self.answer([(example.question, example.context) for example in asked], no_answer_threshold=0.0)
+        gains = [metrics.answer_f1([r.text], [[t for t, _ in e.answers]]) for r, e in zip(results, answerable, strict=False)]
+        # Each side weighs half: raising the threshold past a question loses its F1, or wins a refusal.
+        rows = [(r.extra["answerable"], -gain / len(gains)) for r, gain in zip(results, gains, strict=False)]
+        rows += [(r.extra["answerable"], 100.0 / len(refusals)) for r in results[len(answerable) :]]
+        best, total, threshold = 0.0, 0.0, 0.0
+        for probability, gain in sorted(rows):
+            total += gain
+            if total > best:
+                best, threshold = total, probability
+        self.options["no_answer_threshold"] = min(1.0, round(threshold + 5e-5, 4))
+
+    def _foreign(self, examples: Sequence[QuestionExample]) -> list[QuestionExample]:
+        """Each question with the next passage of its article that does not hold its answer."""
+        passages: dict[str, list[str]] = {}
+        for article, context in dict.fromkeys((example.article, example.context) for example in examples):
+            passages.setdefault(article, []).append(context)
+        found = []
+        for example in examples:
+            others = passages[example.article]
+            at = others.index(example.context)
+            for context in others[at + 1 :] + others[:at]:
+                if not any(text.lower() in context.lower() for text, _ in example.answers):
+                    found.append(example._replace(context=context, answers=()))
+                    break
+        return found
 
     def evaluate(self, examples: Sequence[QuestionExample], **options: Any) -> dict[str, float | str]:
         """exact_match and f1 as SQuAD's scripts have them, and how many questions.
@@ -458,6 +463,11 @@ class QuestionAnswering(Task):
                 figures[f"{name}_f1"] = metrics.answer_f1([found[n] for n in rows], [wanted[n] for n in rows])
                 figures[f"{name}_questions"] = len(rows)
         return figures
+
+
+def _record(result: Result) -> dict[str, Any]:
+    place = {"start": result.extra["start"], "end": result.extra["end"]}
+    return {"score": result.score, **place, "answer": result.text}
 
 
 def _question(given: Any) -> tuple[str, list[str]]:
