@@ -129,7 +129,7 @@ class Task:
         """Summed loss of a batch (a scalar Tensor), how many units (tokens, examples) it sums over, and figures to log."""
         raise NotImplementedError
 
-    def calibrate(self, examples: Sequence[Any]) -> None:  # noqa: B027
+    def calibrate(self, examples: Sequence[Any]) -> None:
         """After training, with the final weights: set ``self.options`` (such as a threshold) by the validation examples."""
 
     # Use -------------------------------------------------------------------------------------------------------------------

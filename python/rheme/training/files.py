@@ -38,9 +38,10 @@ def train(
     """Train a task on files and leave a model folder in ``out``; returns its final figures.
 
     train, valid: a file or several. Without ``valid`` a share of the training examples is held out by a hash of their first
-    text; ``out/valid.tsv`` (or the task's own kind of file) holds it, ``out/test.tsv`` a test share. Examples that share a text with a held-out one are
-    dropped. init: a model folder to fine-tune, or ``bundled``. config: tables ``task``, ``train`` and ``card``, or a TOML file
-    of them. settings: single ones by name, such as ``max_epochs=3`` or ``vocab_size=4000``. fields: columns or keys.
+    text; ``out/valid.tsv`` (or .json, as the task writes examples) holds it, and ``out/test.tsv`` a test share. Examples that
+    share a text with a held-out one are dropped. init: a model folder to fine-tune, or ``bundled``. config: tables ``task``,
+    ``train`` and ``card``, or a TOML file of them. settings: single ones by name, such as ``max_epochs=3`` or
+    ``vocab_size=4000``. fields: columns or keys.
 
     Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C (go on with ``resume=True``).
     """

@@ -270,7 +270,7 @@ class QuestionAnswering(Task):
         max_answer_words: int | None = None,
         **unknown: Any,
     ) -> list[Result]:
-        """Answers, in order. An input: (question, context), or a mapping with these keys; the context a text, or a list of texts.
+        """Answers, in order. An input is (question, context) or a mapping with these keys; the context a text, or a list of them.
 
         top_k: answers given, the others as alternatives (none overlaps another). no_answer_threshold: no answer (an empty text)
         where the probability that there is one is below it; 0: always answer; None: as calibrated on the validation examples.
@@ -380,7 +380,7 @@ class QuestionAnswering(Task):
     ) -> Any:
         """As transformers' pipeline: ``{"score", "start", "end", "answer"}`` of a question; a list of them for several.
 
-        inputs: ``{"question": ..., "context": ...}`` or a list of such; or question and context by keyword, each a text or a list.
+        inputs: ``{"question": ..., "context": ...}`` or a list of such; or question and context by keyword, texts or lists.
         top_k: above 1, a list for each question. handle_impossible_answer: may give the empty answer. max_answer_len: in words.
         """
         if inputs is None:
@@ -403,8 +403,9 @@ class QuestionAnswering(Task):
         return flat if several else flat[0]
 
     def calibrate(self, examples: Sequence[QuestionExample]) -> None:
-        """Set no_answer_threshold: where, on these questions and as many asked of another passage of their article, the mean of F1
-        is best; a refusal counts 100 where there is no answer and 0 where there is one (SQuAD 2.0's measure).
+        """Set no_answer_threshold where the mean F1 is best (a refusal counts 100 if there is no answer, else 0: SQuAD 2.0).
+
+        Over these questions, and, unless some of them have no answer, each once more of another passage of its article.
         """
         answerable, refusals = [e for e in examples if e.answers], [e for e in examples if not e.answers]
         if not refusals:
@@ -442,8 +443,8 @@ class QuestionAnswering(Task):
     def evaluate(self, examples: Sequence[QuestionExample], **options: Any) -> dict[str, float | str]:
         """exact_match and f1 as SQuAD's scripts have them, and how many questions.
 
-        Where all questions have an answer (SQuAD 1.1) the reader must give one. Otherwise (2.0) it may refuse, as calibrated, and
-        the figures are also given for the questions with and without an answer apart.
+        Where all questions have an answer (SQuAD 1.1) the reader must give one. Otherwise (2.0) it may refuse, as calibrated,
+        and F1 is also given for the questions with and without an answer apart.
         """
         if not examples:
             raise InputError("there are no examples to evaluate on")
