@@ -270,7 +270,7 @@ class QuestionAnswering(Task):
         max_answer_words: int | None = None,
         **unknown: Any,
     ) -> list[Result]:
-        """Answers, in order. An input is (question, context) or a mapping with these keys; the context a text, or a list of them.
+        """Answers, in order. An input: (question, context) or a mapping with these keys; the context is a text or several.
 
         top_k: answers given, the others as alternatives (none overlaps another). no_answer_threshold: no answer (an empty text)
         where the probability that there is one is below it; 0: always answer; None: as calibrated on the validation examples.
