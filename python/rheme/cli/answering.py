@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -22,6 +23,17 @@ def questions_of(questions: tuple[str, ...], contexts: tuple[str, ...]) -> Itera
         raise InputError("- stands alone: the questions are on the command line or on stdin")
     else:
         yield [question.encode("utf-8", "replace").decode("utf-8") for question in questions]
+
+
+def _record(result: Any, contexts: tuple[str, ...]) -> dict[str, Any]:
+    """A Result as JSON: where it stands, in which file, and the probability that there is an answer at all."""
+    place = {name: result.extra[name] for name in ("start", "end", "answerable")}
+    return {
+        "answer": result.text,
+        "score": result.score,
+        **place,
+        "file": contexts[result.extra["context"]] if result.text else None,
+    }
 
 
 @click.command("answer")
@@ -57,9 +69,10 @@ def answer_command(
     for batch in rows:
         for question, result in zip(batch, task([(question, texts) for question in batch], **options), strict=True):
             if as_json:
-                record = {"question": question, **result.to_dict()}
-                record["file"] = contexts[result.extra["context"]] if result.text else None
-                click.echo(json.dumps(record, ensure_ascii=False))
+                record = {"question": question, **_record(result, contexts)}
+                if result.alternatives:
+                    record["alternatives"] = [_record(other, contexts) for other in result.alternatives]
+                click.echo(json.dumps(record | {"warnings": list(result.warnings)}, ensure_ascii=False))
                 continue
             for shown in (result, *result.alternatives) if result.text else (result,):
                 click.echo(" ".join(shown.text.split()))

@@ -262,6 +262,10 @@ class QuestionAnswering(Task):
 
     # Use -------------------------------------------------------------------------------------------------------------------
 
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """One (question, context) or mapping -> a Result; a list of them -> a list of Results."""
+        return self.answer(inputs, **options) if isinstance(inputs, list) else self.answer([inputs], **options)[0]
+
     def answer(
         self,
         inputs: Sequence[Any],
@@ -423,7 +427,7 @@ class QuestionAnswering(Task):
             total += gain
             if total > best:
                 best, threshold = total, probability
-        self.options["no_answer_threshold"] = min(1.0, round(threshold + 5e-5, 4))
+        self.options["no_answer_threshold"] = min(1.0, (int(threshold * 1e4) + 1) / 1e4) if best else 0.0
 
     def _foreign(self, examples: Sequence[QuestionExample]) -> list[QuestionExample]:
         """Each question with the next passage of its article that does not hold its answer."""
