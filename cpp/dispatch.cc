@@ -4,12 +4,17 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "kernels.h"
 
 namespace rheme {
 
 long panel_elements(long k, long c) { return (c + 63) / 64 * 64 * k; }
 long lstm_columns(long hidden) { return (hidden + 15) / 16 * 64; }
+long quantized_columns(long c, int gates) { return gates ? lstm_columns(c / 4) : (c + 63) / 64 * 64; }
 bool keeps_logits(long m, long v, long element_bytes) { return m * v <= (256L << 20) / element_bytes; }
 
 namespace {
@@ -22,29 +27,55 @@ namespace {
     return k;                 \
   }();                        \
   return &table;
-#define RHEME_FILL_ALL(ns)   \
-  ns::fill_attention(k);     \
-  ns::fill_cross_entropy(k); \
-  ns::fill_elementwise(k);   \
-  ns::fill_embedding(k);     \
-  ns::fill_gaussian(k);      \
-  ns::fill_gemm(k);          \
-  ns::fill_layer_norm(k);    \
-  ns::fill_lstm(k);          \
-  ns::fill_optim(k);         \
-  ns::fill_random(k);        \
-  ns::fill_reduce(k);        \
-  ns::fill_sample(k);        \
+#define RHEME_FILL_ALL(ns)    \
+  ns::fill_attention(k);      \
+  ns::fill_cross_entropy(k);  \
+  ns::fill_elementwise(k);    \
+  ns::fill_embedding(k);      \
+  ns::fill_gaussian(k);       \
+  ns::fill_gemm(k);           \
+  ns::fill_layer_norm(k);     \
+  ns::fill_lstm(k);           \
+  ns::fill_optim(k);          \
+  ns::fill_quantized(k);      \
+  ns::fill_quantized_lstm(k); \
+  ns::fill_random(k);         \
+  ns::fill_reduce(k);         \
+  ns::fill_sample(k);         \
   ns::fill_softmax(k);
+
+// The table of an ISA, but for what its int8 instructions do.
+#define RHEME_FILL_INT8(ns, ordinary) \
+  static Kernels table = [] {         \
+    Kernels k = *ordinary##_table();  \
+    k.isa = #ns;                      \
+    ns::fill_quantized(k);            \
+    ns::fill_quantized_lstm(k);       \
+    return k;                         \
+  }();                                \
+  return &table;
 
 #if defined(__x86_64__)
 const Kernels* baseline_table() { RHEME_FILL(baseline) }
 const Kernels* avx2_table() { RHEME_FILL(avx2) }
 const Kernels* avx512_table() { RHEME_FILL(avx512) }
+const Kernels* avx2_vnni_table() { RHEME_FILL_INT8(avx2_vnni, avx2) }
+const Kernels* avx512_vnni_table() { RHEME_FILL_INT8(avx512_vnni, avx512) }
 #elif defined(__aarch64__)
 const Kernels* neon_table() { RHEME_FILL(neon) }
+const Kernels* neon_dotprod_table() { RHEME_FILL_INT8(neon_dotprod, neon) }
 #else
 const Kernels* baseline_table() { RHEME_FILL(baseline) }
+#endif
+
+#if defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // every other 64-bit Arm that runs this (Apple's) has it
+#endif
+}
 #endif
 
 struct Isa {
@@ -57,15 +88,19 @@ struct Isa {
 const Isa* isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  static const Isa list[] = {
-      {"avx512", avx512_table,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
-      {"avx2", avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {"baseline", baseline_table, true},
-      {nullptr, nullptr, false}};
+  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                             __builtin_cpu_supports("fma");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const Isa list[] = {{"avx512_vnni", avx512_vnni_table, avx512 && __builtin_cpu_supports("avx512vnni")},
+                             {"avx512", avx512_table, avx512},
+                             {"avx2_vnni", avx2_vnni_table, avx2 && __builtin_cpu_supports("avxvnni")},
+                             {"avx2", avx2_table, avx2},
+                             {"baseline", baseline_table, true},
+                             {nullptr, nullptr, false}};
 #elif defined(__aarch64__)
-  static const Isa list[] = {{"neon", neon_table, true}, {nullptr, nullptr, false}};
+  static const Isa list[] = {
+      {"neon_dotprod", neon_dotprod_table, has_dotprod()}, {"neon", neon_table, true}, {nullptr, nullptr, false}};
 #else
   static const Isa list[] = {{"baseline", baseline_table, true}, {nullptr, nullptr, false}};
 #endif

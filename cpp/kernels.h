@@ -343,6 +343,72 @@ struct RandomArgs {
   T* y;
 };
 
+// A weight (C, K) kept small for inference and computed on as it is. See quantized.h.
+struct QuantizedMatrix {
+  long c, k;
+  int half;                // float16, else int8 with a scale a row of the weight, that is a column of the product
+  int gates;               // 4H rows in the order of the LSTM's panels
+  const void* panels;      // int8 [panels][ceil(K / 4)][64][4], or float16 [panels][K][64]; zeros in the padding
+  const float* scale;      // int8: (panels * 64,), in the panels' order
+  const int32_t* offsets;  // int8: (panels * 64,), -128 times the sum of the column
+};
+long quantized_columns(long c, int gates);  // with the padding: a multiple of 64
+
+struct PackQuantizedArgs {
+  long c, k;
+  int half, gates;
+  const void* weight;  // int8 or float16 (C, K)
+  const float* scale;  // int8: (C,)
+  void* panels;
+  float* panel_scale;
+  int32_t* offsets;
+};
+
+struct UnpackQuantizedArgs {
+  QuantizedMatrix matrix;
+  float* weight;  // (C, K)
+};
+
+struct QuantizedLinearArgs {
+  long m;
+  QuantizedMatrix weight;
+  const float* x;     // (M, K)
+  const float* bias;  // (C,) or null
+  float* y;           // (M, C)
+};
+
+struct QuantizedEmbeddingArgs {
+  long m;
+  QuantizedMatrix weight;
+  const int64_t* ids;  // (M,), each a row of weight
+  float* y;            // (M, K)
+};
+
+struct QuantizedLstmArgs {
+  long time, batch, input, hidden, directions;
+  int reverse;
+  const float* x;           // (T, N, I)
+  const int64_t* lengths;   // (N,) or null
+  const float* h0;          // (R, N, H) or null
+  const float* c0;          // (R, N, H) or null
+  QuantizedMatrix w_ih[2];  // gates; all of one kind
+  QuantizedMatrix w_hh[2];
+  const float* bias[2];  // (4H,)
+  float* y;              // (T, N, R*H), written whole: zero past a row's length
+  float* h_n;            // (R, N, H)
+  float* c_n;            // (R, N, H)
+};
+
+struct QuantizedTable {
+  const char* dot;  // the instruction that multiplies int8, for `rheme info`
+  void (*pack)(const PackQuantizedArgs&);
+  void (*unpack)(const UnpackQuantizedArgs&);
+  void (*linear)(const QuantizedLinearArgs&);
+  void (*embedding)(const QuantizedEmbeddingArgs&);
+  void (*lstm)(const QuantizedLstmArgs&);
+  double (*dot_peak)(long iterations);  // GOP/s of one thread, 2 operations a product, on chains held in registers
+};
+
 template <class T>
 struct Table {
   void (*pack_lstm)(const PackLstmArgs<T>&);
@@ -400,6 +466,7 @@ struct Kernels {
   const char* isa;
   Table<float> f32;
   Table<double> f64;
+  QuantizedTable quantized;
   void (*random_bits)(const RandomArgs<uint64_t>&);
 };
 
@@ -410,25 +477,37 @@ const char* const* available_isas();       // null-terminated, widest first
 void use_kernels(const Kernels*);
 
 // The fill functions, one per kernel file and ISA, are the only symbols that those objects export.
-#define RHEME_DECLARE_ISA(ns)        \
-  namespace ns {                     \
-  void fill_attention(Kernels&);     \
-  void fill_cross_entropy(Kernels&); \
-  void fill_elementwise(Kernels&);   \
-  void fill_embedding(Kernels&);     \
-  void fill_gaussian(Kernels&);      \
-  void fill_gemm(Kernels&);          \
-  void fill_layer_norm(Kernels&);    \
-  void fill_lstm(Kernels&);          \
-  void fill_optim(Kernels&);         \
-  void fill_random(Kernels&);        \
-  void fill_reduce(Kernels&);        \
-  void fill_sample(Kernels&);        \
-  void fill_softmax(Kernels&);       \
+#define RHEME_DECLARE_ISA(ns)         \
+  namespace ns {                      \
+  void fill_attention(Kernels&);      \
+  void fill_cross_entropy(Kernels&);  \
+  void fill_elementwise(Kernels&);    \
+  void fill_embedding(Kernels&);      \
+  void fill_gaussian(Kernels&);       \
+  void fill_gemm(Kernels&);           \
+  void fill_layer_norm(Kernels&);     \
+  void fill_lstm(Kernels&);           \
+  void fill_optim(Kernels&);          \
+  void fill_quantized(Kernels&);      \
+  void fill_quantized_lstm(Kernels&); \
+  void fill_random(Kernels&);         \
+  void fill_reduce(Kernels&);         \
+  void fill_sample(Kernels&);         \
+  void fill_softmax(Kernels&);        \
   }
 RHEME_DECLARE_ISA(baseline)
 RHEME_DECLARE_ISA(avx2)
 RHEME_DECLARE_ISA(avx512)
 RHEME_DECLARE_ISA(neon)
+
+// The same ISA with instructions for int8: only the files that use them are compiled once more.
+#define RHEME_DECLARE_INT8(ns)        \
+  namespace ns {                      \
+  void fill_quantized(Kernels&);      \
+  void fill_quantized_lstm(Kernels&); \
+  }
+RHEME_DECLARE_INT8(avx2_vnni)
+RHEME_DECLARE_INT8(avx512_vnni)
+RHEME_DECLARE_INT8(neon_dotprod)
 
 }  // namespace rheme

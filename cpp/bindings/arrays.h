@@ -138,6 +138,7 @@ struct Packed {
 // One function per file of this folder adds its ops to the module.
 void bind_machine(py::module_& m);
 void bind_products(py::module_& m);
+void bind_quantized(py::module_& m);
 void bind_softmax(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_random_optim(py::module_& m);

@@ -78,6 +78,7 @@ PYBIND11_MODULE(_core, m) {
   rheme::kernels();  // a forced ISA that can't be had fails here, at import
   rheme::bind_machine(m);
   rheme::bind_products(m);
+  rheme::bind_quantized(m);
   rheme::bind_softmax(m);
   rheme::bind_elementwise(m);
   rheme::bind_random_optim(m);

@@ -1,0 +1,293 @@
+// The inference of lstm.cc with weights that are stored small. Compiled once per ISA, and again for ISAs with int8
+// instructions.
+//
+// The layout, the order of rows and the two ways to share the work among threads are those of lstm.cc. With int8, each step's x
+// is rounded by a scale of its own, and h, which lies in (-1, 1), by 1 / 127: each unit is rounded once, where it is made.
+#include "quantized.h"
+
+namespace rheme {
+namespace RHEME_NS {
+namespace {
+
+constexpr long kUnits = 16;  // per panel
+constexpr float kHiddenScale = 1.0f / 127.0f;
+
+// Rows by falling length (equal ones in order), dealt out to `groups` tasks a direction.
+struct Plan {
+  const QuantizedLstmArgs& a;
+  long groups;
+  Scratch<long> order;
+
+  explicit Plan(const QuantizedLstmArgs& args)
+      : a(args), groups(max_long(1, min_long(a.batch, ceil_div(num_threads(), a.directions)))), order(a.batch) {
+    if (!a.lengths) {
+      for (long n = 0; n < a.batch; ++n) order.data[n] = n;
+      return;
+    }
+    Scratch<long> start(a.time + 2);  // a counting sort
+    for (long l = 0; l <= a.time + 1; ++l) start.data[l] = 0;
+    for (long n = 0; n < a.batch; ++n) ++start.data[a.time - a.lengths[n] + 1];
+    for (long l = 0; l <= a.time; ++l) start.data[l + 1] += start.data[l];
+    for (long n = 0; n < a.batch; ++n) order.data[start.data[a.time - a.lengths[n]]++] = n;
+  }
+  long length(long n) const { return a.lengths ? a.lengths[n] : a.time; }
+};
+
+// One direction of some rows through all their steps.
+template <class P>
+struct Sequence {
+  typedef typename P::Element Element;
+  typedef Simd<float> S;
+  typedef S::V V;
+  struct Row {
+    long n, length;
+  };
+
+  const QuantizedLstmArgs& a;
+  long direction, rows, steps, panels, pitch;
+  bool backwards;
+  Scratch<Row> row;  // by falling length
+  Scratch<float> bias, cell, first_scale, later_scale;
+  Scratch<Element> states;  // [2][rows][pitch]: h before the even steps, and before the odd ones
+
+  Sequence(const Plan& plan, long direction_, long group, long groups)
+      : a(plan.a),
+        direction(direction_),
+        rows((a.batch - group + groups - 1) / groups),
+        steps(0),
+        panels(lstm_columns(a.hidden) / kPanel),
+        pitch(P::pitch(panels * kUnits)),
+        backwards(direction_ == 1 || a.reverse),
+        row(rows),
+        bias(panels * kPanel),
+        cell(rows * panels * kUnits),
+        first_scale(rows),
+        later_scale(rows),
+        states(P::kCopies ? 2 * rows * pitch : 0) {
+    const long hidden = a.hidden, padded = panels * kUnits;
+    for (long r = 0; r < rows; ++r) {
+      const long n = plan.order.data[r * groups + group], state = (direction * a.batch + n) * hidden;
+      row.data[r] = {n, plan.length(n)};
+      for (long j = 0; j < padded; ++j) cell.data[r * padded + j] = a.c0 && j < hidden ? a.c0[state + j] : 0.0f;
+      later_scale.data[r] = kHiddenScale;
+      if (P::kCopies && a.h0) first_scale.data[r] = P::prepare_state(a.h0 + state, hidden, states.data + r * pitch);
+    }
+    for (long c = 0; c < panels * kPanel; ++c) {
+      const long unit = c / kPanel * kUnits + c % kUnits, gate = c % kPanel / kUnits;
+      bias.data[c] = unit < hidden ? a.bias[direction][gate * hidden + unit] : 0.0f;
+    }
+    if (rows) steps = row.data[0].length;
+  }
+
+  long time(long r, long s) const { return backwards ? row.data[r].length - 1 - s : s; }
+  long live(long s) const {  // rows that have a step s: a prefix
+    long n = rows;
+    while (n && row.data[n - 1].length <= s) --n;
+    return n;
+  }
+  float* output(long r, long t) const {
+    return a.y + (t * a.batch + row.data[r].n) * a.directions * a.hidden + direction * a.hidden;
+  }
+
+  // The inputs of the live rows of steps [s0, s1), in order; returns how many there are.
+  long place(long s0, long s1, PreparedRows<P>& x) const {
+    long count = 0;
+    for (long s = s0; s < s1; ++s)
+      for (long r = 0; r < rows && row.data[r].length > s; ++r)
+        x.set(count++, a.x + (time(r, s) * a.batch + row.data[r].n) * a.input, a.input);
+    return count;
+  }
+
+  // Panels [p0, p1) of bias + W_ih x, into rows of gates.
+  void input_product(const PreparedRows<P>& x, long count, float* gates, long p0, long p1) const {
+    for (long p = p0; p < p1; ++p) {
+      const Panel panel = panel_of(a.w_ih[direction], p);
+      for (long i = 0; i < count;) {
+        const long n = next_tile(count - i);
+        const float* start[kTileRows];
+        float* to[kTileRows];
+        for (long r = 0; r < n; ++r) {
+          start[r] = bias.data + p * kPanel;
+          to[r] = gates + ((i + r) * panels + p) * kPanel;
+        }
+        tile_rows<P>(n, x.row.data + i, x.scale.data + i, panel, start, to);
+        i += n;
+      }
+    }
+  }
+
+  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the gates of the live rows, then the cell.
+  void step(long s, long count, float* gates, long p0, long p1) const {
+    const bool recurrent = s > 0 || a.h0;
+    const float* scale = s > 0 ? later_scale.data : first_scale.data;
+    const Element* before = states.data + s % 2 * rows * pitch;
+    Element* after = states.data + (s + 1) % 2 * rows * pitch;
+    for (long p = p0; p < p1; ++p) {
+      const Panel panel = panel_of(a.w_hh[direction], p);
+      for (long i = 0; i < count;) {
+        const long n = next_tile(count - i);
+        const Element* from[kTileRows];
+        const float* start[kTileRows];
+        float* to[kTileRows];
+        for (long r = 0; r < n; ++r) {
+          start[r] = to[r] = gates + ((i + r) * panels + p) * kPanel;
+          if constexpr (P::kCopies)
+            from[r] = before + (i + r) * pitch;
+          else if (recurrent)
+            from[r] = s > 0 ? output(i + r, time(i + r, s - 1)) : a.h0 + (direction * a.batch + row.data[i + r].n) * a.hidden;
+        }
+        if (recurrent) tile_rows<P>(n, from, scale + i, panel, start, to);
+        for (long r = 0; r < n; ++r)
+          activate(to[r], cell.data + ((i + r) * panels + p) * kUnits, output(i + r, time(i + r, s)) + p * kUnits,
+                   P::kCopies ? after + (i + r) * pitch + p * kUnits : nullptr, min_long(kUnits, a.hidden - p * kUnits));
+        i += n;
+      }
+    }
+  }
+
+  // The last states, and zeros past the rows' ends.
+  void finish() const {
+    for (long r = 0; r < rows; ++r) {
+      const long n = row.data[r].n, length = row.data[r].length, state = (direction * a.batch + n) * a.hidden;
+      const float* h = length ? output(r, backwards ? 0 : length - 1) : a.h0 ? a.h0 + state : nullptr;
+      for (long j = 0; j < a.hidden; ++j) {
+        a.h_n[state + j] = h ? h[j] : 0.0f;
+        a.c_n[state + j] = cell.data[r * panels * kUnits + j];
+      }
+      for (long t = length; t < a.time; ++t) {
+        float* y = output(r, t);
+        for (long j = 0; j < a.hidden; ++j) y[j] = 0.0f;
+      }
+    }
+  }
+
+ private:
+  // 16 units of one row, `valid` of them real.
+  static void activate(const float* gates, float* cells, float* y, Element* state, long valid) {
+    alignas(64) float made[kUnits];
+    for (long j = 0; j < kUnits; j += S::W) {
+      V i = S::load(gates + j), f = S::load(gates + kUnits + j), g = S::load(gates + 2 * kUnits + j),
+        o = S::load(gates + 3 * kUnits + j), c = S::load(cells + j), hidden;
+      lstm_cell<S>(i, f, g, o, c, hidden);
+      S::store(cells + j, c);
+      S::store(made + j, hidden);
+      if (valid - j >= S::W)
+        S::store(y + j, hidden);
+      else if (valid > j)
+        S::store_part(y + j, hidden, valid - j);
+    }
+    P::prepare_unit(made, state);
+  }
+};
+
+// Some rows of one direction through all steps, by one thread.
+template <class P>
+void run_rows(const Plan& plan, long task) {
+  const Sequence<P> q(plan, task / plan.groups, task % plan.groups, plan.groups);
+  // The input product covers some steps at a time: enough rows to reuse each panel, few enough to stay in the L2 cache.
+  const long chunk = max_long(1, min_long(q.steps, ceil_div(48, max_long(1, q.rows))));
+  PreparedRows<P> x(chunk * q.rows, q.a.input);
+  Scratch<float> gates(chunk * q.rows * q.panels * kPanel);
+  for (long s0 = 0; s0 < q.steps; s0 += chunk) {
+    const long s1 = min_long(q.steps, s0 + chunk);
+    q.input_product(x, q.place(s0, s1, x), gates.data, 0, q.panels);
+    float* at = gates.data;
+    for (long s = s0; s < s1; ++s) {
+      const long live = q.live(s);
+      q.step(s, live, at, 0, q.panels);
+      at += live * q.panels * kPanel;
+    }
+  }
+  q.finish();
+}
+
+// A few rows on several threads: each keeps the weights of its own hidden units in its cache for all steps. A share of a step
+// starts when all shares have done the step before; a thread that waits for long takes the share of one that is away.
+struct Shares {
+  static constexpr long kLine = 8, kPatience = 5000, kShort = 50;
+  long count, steps;
+  long* done;     // shares done, all steps together
+  long* claimed;  // per share, a cache line apart: steps taken
+
+  template <class F>
+  void run(long own, F body) const {
+    long patience = kPatience;
+    for (long s = 0; s < steps; ++s) {
+      long share = own, spins = 0;
+      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < s * count) pause();
+      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < (s + 1) * count) {
+        long expected = s;
+        if (__atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+          body(s, share);
+          __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
+          continue;
+        }
+        if (++spins > patience) {
+          share = (share + 1) % count;
+          patience = kShort;  // its owner is away, or this thread runs alone
+        }
+        pause();
+      }
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+};
+
+template <class P>
+void run_stationary(const Plan& plan, long direction, long shares) {
+  const Sequence<P> q(plan, direction, 0, 1);
+  Scratch<long> first(q.steps + 1), counters((shares + 1) * Shares::kLine);
+  first.data[0] = 0;
+  for (long s = 0; s < q.steps; ++s) first.data[s + 1] = first.data[s] + q.live(s);
+  for (long i = 0; i < (shares + 1) * Shares::kLine; ++i) counters.data[i] = 0;
+  const long count = first.data[q.steps], width = q.panels * kPanel;
+  PreparedRows<P> x(count, q.a.input);
+  Scratch<float> gates(count * width);
+  q.place(0, q.steps, x);
+  const Shares all = {shares, q.steps, counters.data, counters.data + Shares::kLine};
+  parallel(shares, [&](long own) {
+    // A share's gates are read by that share alone, so its first step may start while others still make theirs; whoever takes
+    // over a share that its owner never came to makes the inputs first.
+    all.run(own, [&](long s, long share) {
+      const long p0 = share * q.panels / shares, p1 = (share + 1) * q.panels / shares;
+      if (s == 0) q.input_product(x, count, gates.data, p0, p1);
+      q.step(s, first.data[s + 1] - first.data[s], gates.data + first.data[s] * width, p0, p1);
+    });
+  });
+  q.finish();
+}
+
+template <class P>
+void run(const QuantizedLstmArgs& a) {
+  const Plan plan(a);
+  // Below two rows a thread the weights, not the rows, are worth sharing out; a tiny layer is done before a thread wakes up.
+  const long threads = num_threads(), work = a.batch * a.hidden * (a.hidden + a.input);
+  if (a.directions < threads && a.batch < 2 * threads && work >= 100000) {
+    const long shares = min_long(threads, lstm_columns(a.hidden) / kPanel);
+    for (long d = 0; d < a.directions; ++d) run_stationary<P>(plan, d, shares);
+    return;
+  }
+  parallel(a.directions * plan.groups, [&plan](long task) { run_rows<P>(plan, task); });
+}
+
+void lstm(const QuantizedLstmArgs& a) {
+  if (a.w_hh[0].half)
+    run<Half>(a);
+  else
+    run<Int8>(a);
+}
+
+}  // namespace
+
+void fill_quantized_lstm(Kernels& kernels) { kernels.quantized.lstm = lstm; }
+
+}  // namespace RHEME_NS
+}  // namespace rheme
