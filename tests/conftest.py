@@ -43,13 +43,23 @@ def pytest_make_collect_report(collector: Any) -> Any:
     return report
 
 
-@pytest.fixture(params=_core.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
+def _in_turn(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _core.isa()
     _core.set_isa(name=request.param)
     yield request.param
     _core.set_isa(name=before)
+
+
+@pytest.fixture(params=[name for name in _core.available_isas() if "_" not in name])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this machine in turn, but for those that differ in their products of int8 alone."""
+    yield from _in_turn(request)
+
+
+@pytest.fixture(params=_core.available_isas())
+def int8_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those, too (`avx512_vnni`: AVX-512 with VNNI)."""
+    yield from _in_turn(request)
 
 
 @pytest.fixture

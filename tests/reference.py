@@ -51,6 +51,14 @@ class Packed:
         self.nbytes = builtins.sum(a.nbytes for a in arrays)
 
 
+class Quantized:
+    """A weight stored small; here its numbers in float64, and a scale a row where they are integers."""
+
+    def __init__(self, weight: Array, scale: Array | None) -> None:
+        self.weight, self.scale = weight.astype(np.float64), None if scale is None else scale.astype(np.float64)
+        self.nbytes, self.shape, self.dtype = weight.nbytes, weight.shape, weight.dtype.name
+
+
 # The machine ------------------------------------------------------------------------------------------------------------
 
 _threads = 1
@@ -89,6 +97,14 @@ def arena_bytes() -> int:
 
 
 def fma_peak(*, dtype: str, iterations: int) -> float:
+    return 0.0
+
+
+def int8_instruction() -> str:
+    return "reference"
+
+
+def int8_peak(*, iterations: int) -> float:
     return 0.0
 
 
@@ -292,6 +308,69 @@ def linear_backward(
         dy.T @ x if need_dweight else None,
         dy.sum(axis=0) if need_dbias else None,
     )
+
+
+def pack_quantized(*, weight: Array, scale: Array | None, gates: bool) -> Quantized:
+    return Quantized(weight, scale)
+
+
+def unpack_quantized(*, weight: Quantized) -> Array:
+    return (weight.weight if weight.scale is None else weight.weight * weight.scale[:, None]).astype(np.float32)
+
+
+def _rounded(x: Array, unit: bool = False) -> tuple[Array, Array]:
+    """Rows of x as integers and what one of them is worth (`unit`: 1 / 127 unless a row passes 1); roundings as in float32."""
+    x, most = x.astype(np.float32), np.float32(127)
+    largest = np.abs(x).max(axis=-1, initial=0.0, keepdims=True)
+    zero = largest <= np.float32(1e-30)
+    inverse, scale = most / np.where(zero, most, largest), np.where(zero, np.float32(0), largest / most)
+    if unit:
+        inverse, scale = np.where(largest <= 1, most, inverse), np.where(largest <= 1, 1 / most, scale)
+    return np.rint(x * inverse).astype(np.float64), scale.astype(np.float64)
+
+
+def _quantized_product(x: Array, w: Quantized, unit: bool = False) -> Array:
+    if w.scale is None:
+        return x @ w.weight.T
+    q, scale = _rounded(x, unit)
+    return (q @ w.weight.T) * (scale * w.scale)
+
+
+@in_float64
+def quantized_linear(*, x: Array, weight: Quantized, bias: Array | None) -> Array:
+    return _quantized_product(x, weight) + (0 if bias is None else bias)
+
+
+def quantized_embedding(*, ids: Array, weight: Quantized) -> Array:
+    return unpack_quantized(weight=weight)[ids]
+
+
+@in_float64
+def quantized_lstm(
+    *,
+    x: Array,
+    lengths: Array | None,
+    h0: Array | None,
+    c0: Array | None,
+    w_ih: Sequence[Quantized],
+    w_hh: Sequence[Quantized],
+    bias: Sequence[Array],
+    reverse: bool,
+) -> tuple[Array, Array, Array]:
+    (T, N, _), R, H = x.shape, len(w_ih), w_hh[0].shape[1]
+    lengths = np.full(N, T) if lengths is None else lengths
+    y = np.zeros((T, N, R * H))
+    h_n = np.zeros((R, N, H)) if h0 is None else h0.copy()
+    c_n = np.zeros((R, N, H)) if c0 is None else c0.copy()
+    for r in range(R):
+        for t in _steps(r, R, reverse, T):
+            live = (t < lengths)[:, None]
+            a = bias[r] + _quantized_product(x[t], w_ih[r]) + _quantized_product(h_n[r], w_hh[r], unit=True)
+            i, f, g, o = _sigmoid(a[:, :H]), _sigmoid(a[:, H : 2 * H]), np.tanh(a[:, 2 * H : 3 * H]), _sigmoid(a[:, 3 * H :])
+            c_n[r] = np.where(live, f * c_n[r] + i * g, c_n[r])
+            h_n[r] = np.where(live, o * np.tanh(c_n[r]), h_n[r])
+            y[t, :, r * H : (r + 1) * H] = np.where(live, h_n[r], 0.0)
+    return y, h_n, c_n
 
 
 @in_float64

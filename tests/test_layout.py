@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": LOOPS | {"tasks"},
     "latent": LOOPS,
     "doctor": LOOPS,
-    "tasks": ARRAYS | {"storage", "text", "nn", "autograd"},
+    "quantization": LAYERS | {"storage"},
+    "tasks": ARRAYS | {"storage", "text", "nn", "autograd", "quantization"},
     "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "latent"},
     "cli": {"tasks", "training", "storage", "text", "ops", "latent", "doctor", "_core"},
     "__init__": {"tasks", "training", "storage", "nn", "ops", "optim", "functional", "autograd", "models", "decoding", "_core"},
@@ -159,6 +160,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "memory.h": set(),
     "simd.h": {"formulas.h"},
     "gemm.h": {"simd.h", "kernels.h", "threads.h", "memory.h"},
+    "quantized.h": {"gemm.h"},
     "random_optim.cc": {"arrays.h", "formulas.h"},  # Philox of one counter is not worth a place in the table
     "dispatch.cc": {"kernels.h"},
     "threads.cc": {"threads.h"},
@@ -179,7 +181,7 @@ def includes(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def kernel_names() -> list[str]:
-    match = re.search(r"set\(RHEME_KERNELS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    match = re.search(r"set\(RHEME_KERNELS\s([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
     assert match, "CMakeLists.txt sets RHEME_KERNELS"
     return match[1].split()
 
@@ -250,8 +252,8 @@ def test_each_object_exports_one_symbol(core_objects: Path) -> None:
 LONGEST = 600
 # Longer files, each with its own bound and the reason.
 LONG_FILES = {
-    "python/rheme/ops.py": (900, "each op of the closed list beside its backward, in one place"),
-    "tests/reference.py": (750, "every op in one file is what makes it the reference"),
+    "python/rheme/ops.py": (960, "each op of the closed list beside its backward, in one place"),
+    "tests/reference.py": (800, "every op in one file is what makes it the reference"),
 }
 SOURCES = {".py", ".pyi", ".cc", ".cu", ".h", ".toml", ".txt", ".md", ".yaml", ".yml", ".cmake"}
 NOT_OURS = {"__pycache__", "build", "pretrained", ".git"}

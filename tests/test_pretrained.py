@@ -68,13 +68,23 @@ def test_any_number_of_threads(translate: Any, expected: list[tuple[str, float]]
     assert answers(translate, sentences()) == expected
 
 
-@pytest.mark.skipif("avx512" not in _core.available_isas(), reason="this CPU has no AVX-512")
-def test_avx2_and_avx512(translate: Any) -> None:
-    found = []
-    for isa in ("avx2", "avx512"):
+def test_any_instruction_set_with_a_fused_multiply_add(translate: Any, expected: list[tuple[str, float]]) -> None:
+    for isa in (name for name in _core.available_isas() if name != "baseline"):
         _core.set_isa(name=isa)
-        found.append(answers(translate, sentences()))
-    assert found[0] == found[1]
+        assert answers(translate, sentences()) == expected, isa
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_any_precision(precision: str, expected: list[tuple[str, float]]) -> None:
+    """Alone and together, on one thread and several; the model comes at int8 where nothing is asked."""
+    translate = rheme.load("translation", to="fr", num_beams=2, precision=precision)
+    texts = sentences()[::10]
+    together = answers(translate, texts)
+    _core.set_num_threads(n=1)
+    assert [answers(translate, [text])[0] for text in texts] == together
+    assert (together == expected[::10]) == (precision == "int8")
+    alike = sum(text == other for (text, _), (other, _) in zip(together, expected[::10], strict=True))
+    assert alike > 0.8 * len(texts)
 
 
 def test_generates_the_same_again_and_others_for_another_seed() -> None:

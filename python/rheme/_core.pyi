@@ -20,6 +20,16 @@ class Packed:
     @property
     def nbytes(self) -> int: ...
 
+class Quantized:
+    """A weight (C, K) stored as int8 or float16, in the kernels' panel order: opaque, immutable."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
 # The machine ---------------------------------------------------------------------------------------------------------
 
 def isa() -> str: ...
@@ -30,6 +40,8 @@ def set_num_threads(*, n: int) -> None: ...
 def build_info() -> dict[str, str]: ...
 def arena_bytes() -> int: ...
 def fma_peak(*, dtype: str, iterations: int) -> float: ...
+def int8_instruction() -> str: ...
+def int8_peak(*, iterations: int) -> float: ...
 def empty(*, shape: Sequence[int], dtype: str) -> Array: ...
 def zeros(*, shape: Sequence[int], dtype: str) -> Array: ...
 
@@ -84,6 +96,40 @@ def linear(*, x: Array, weight: Array, bias: Array | None, packed: Packed | None
 def linear_backward(
     *, dy: Array, x: Array, weight: Array, need_dx: bool, need_dweight: bool, need_dbias: bool
 ) -> tuple[Array | None, Array | None, Array | None]: ...
+def pack_quantized(*, weight: Array, scale: Array | None, gates: bool) -> Quantized:
+    """weight int8 (C, K) with scale float32 (C,), or float16 (C, K). gates: the 4H rows of an LSTM's w_ih or w_hh."""
+
+def unpack_quantized(*, weight: Quantized) -> Array:
+    """float32 (C, K): float16 exactly, int8 times its row's scale."""
+
+def quantized_linear(*, x: Array, weight: Quantized, bias: Array | None) -> Array:
+    """x float32 (M, K), weight (C, K), bias float32 (C,) -> float32 (M, C).
+
+    int8: a row of x is q * s, s = max |x| / 127 and q = x * (127 / max |x|) rounded to the nearest (even among equals), and
+    y = float(sum of the products of integers) * (s * scale) + bias, a fused multiply-add. A row that holds an infinity or no
+    number gives NaN. float16: as `linear` with the same weight in float32.
+    """
+
+def quantized_embedding(*, ids: Array, weight: Quantized) -> Array:
+    """ids int64 (M,), weight (V, C) -> float32 (M, C), as `unpack_quantized` has them."""
+
+def quantized_lstm(
+    *,
+    x: Array,  # float32 (T, N, I)
+    lengths: Array | None,
+    h0: Array | None,
+    c0: Array | None,
+    w_ih: Sequence[Quantized],  # R of (4H, I), gates
+    w_hh: Sequence[Quantized],  # R of (4H, H), gates
+    bias: Sequence[Array],  # R of float32 (4H,)
+    reverse: bool,
+) -> tuple[Array, Array, Array]:
+    """y, h_n and c_n as `lstm` gives them.
+
+    int8: each step's x as in `quantized_linear`; h with s = 1 / 127 (h0 with one of its own where |h0| passes 1); the gates
+    are bias, plus the products of x, plus those of h, each added by a fused multiply-add.
+    """
+
 def matmul(*, a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
     """a F (B, M, K), b F (B, K, C), either with its last two axes swapped -> F (B, M, C)."""
 

@@ -66,6 +66,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_index", "_node", "data", "grad", "requires_grad", "version")
+    packed: Any = None  # of a weight that is stored small (`nn.Parameter`): what `ops.quantized_*` take
     __array_ufunc__ = None  # so that `array + tensor` comes to __radd__
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:

@@ -98,6 +98,11 @@ def lstm(
     """
     x, h0, c0 = as_tensor(x), _optional(h0), _optional(c0)
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
+    if directions[0][0].packed is not None and not _recording(x, h0, c0):
+        small = ([d[0].packed for d in directions], [d[1].packed for d in directions])
+        bias = [ops.add(d[2].data, d[3].data) for d in directions]
+        y, h_n, c_n = ops.quantized_lstm(x.data, *small, bias, lengths, _data(h0), _data(c0), reverse)
+        return Tensor(y), Tensor(h_n), Tensor(c_n)
     w_ih, w_hh = [d[0].data for d in directions], [d[1].data for d in directions]
     bias = [ops.add(d[2].data, d[3].data) for d in directions]
     inputs = (x, h0, c0, *(w for d in directions for w in d))
@@ -122,6 +127,8 @@ def lstm(
 def linear(x: Any, weight: Any, bias: Any = None, packed: Any = None) -> Tensor:
     """x (..., K), weight (C, K), bias (C,) or None -> (..., C)."""
     x, weight, bias = as_tensor(x), as_tensor(weight), _optional(bias)
+    if weight.packed is not None and not _recording(x, bias):
+        return Tensor(ops.quantized_linear(x.data, weight.packed, _data(bias)))
 
     def backward(dy: Array) -> Sequence[Array | None]:
         need_dbias = bias is not None and bias.requires_grad
@@ -142,6 +149,8 @@ def embedding(ids: Any, weight: Any) -> Tensor:
     weight = as_tensor(weight)
     if isinstance(ids, Tensor):
         ids = ids.data
+    if weight.packed is not None:
+        return Tensor(ops.quantized_embedding(ids, weight.packed))
     y = ops.embedding(ids, weight.data)
     return record(y, (weight,), lambda dy: (ops.embedding_backward(dy, ids, weight.shape[0]),))
 

@@ -36,6 +36,7 @@ class _Scopes(threading.local):
     def __init__(self) -> None:
         self.init: tuple[int, Iterator[int]] = (0, itertools.count())
         self.dropout: tuple[int, int, Iterator[int]] = (0, 0, itertools.count())
+        self.blank = False
 
 
 _scopes = _Scopes()
@@ -61,13 +62,27 @@ def dropout_scope(seed: int, step: int) -> Iterator[None]:
         _scopes.dropout = before
 
 
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+    """Parameters made within it hold nothing in particular, at no cost: for a module that is about to load its weights."""
+    before, _scopes.blank = _scopes.blank, True
+    try:
+        yield
+    finally:
+        _scopes.blank = before
+
+
 def _uniform(shape: Sequence[int], bound: float) -> Array:
+    if _scopes.blank:
+        return ops.empty(shape)
     seed, streams = _scopes.init
     u = ops.random_uniform(seed, next(streams), 0, shape, np.float32)
     return ops.mul(ops.sub(u, 0.5), 2.0 * bound)
 
 
 def _normal(shape: Sequence[int], deviation: float) -> Array:
+    if _scopes.blank:
+        return ops.empty(shape)
     seed, streams = _scopes.init
     return ops.mul(ops.random_normal(seed, next(streams), 0, shape, np.float32), deviation)
 
@@ -76,12 +91,46 @@ def _normal(shape: Sequence[int], deviation: float) -> Array:
 
 
 class Parameter(Tensor):
-    """A tensor that a module trains."""
+    """A tensor that a module trains.
 
-    __slots__ = ()
+    For inference it may be stored small, as int8 or float16 (`quantization.py`): then `packed` is what the core computes on,
+    and `data` makes it float32 anew at each use, so that whoever knows nothing of it still gets the right numbers. Setting
+    `data` ends that.
+    """
+
+    __slots__ = ("_array", "packed")
 
     def __init__(self, data: Any) -> None:
         super().__init__(data, requires_grad=True)
+
+    @property
+    def data(self) -> Array:
+        return self._array if self.packed is None else ops.unpack_quantized(self.packed)
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        self._array, self.packed = array, None
+
+    def pack(self, packed: Any) -> None:
+        """Hold the weight as `ops.pack_quantized` made it; it no longer requires a gradient."""
+        self._array, self.packed, self.grad, self.requires_grad = ops.empty((0,)), packed, None, False
+        self.version += 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape if self.packed is None else self.packed.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self._array.dtype
 
 
 class Module:
@@ -146,24 +195,28 @@ class Module:
         """Name -> array: the parameters' own memory, not copies."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit, before any copy."""
+    def check_state(self, found: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        """InputError that names every name, (shape, dtype) that does not fit the parameters."""
         parameters = dict(self.named_parameters())
-        wrong = [f"{name} is missing" for name in parameters if name not in state]
-        wrong += [f"{name} is unknown" for name in state if name not in parameters]
-        arrays: dict[str, Array] = {}
+        wrong = [f"{name} is missing" for name in parameters if name not in found]
+        wrong += [f"{name} is unknown" for name in found if name not in parameters]
         for name, parameter in parameters.items():
-            if name not in state:
-                continue
-            array = arrays[name] = state[name].data if isinstance(state[name], Tensor) else np.asarray(state[name])
-            if array.shape != parameter.shape:
-                wrong.append(f"{name} has shape {array.shape}, not {parameter.shape}")
-            if array.dtype != parameter.dtype:
-                wrong.append(f"{name} is {array.dtype}, not {parameter.dtype}")
+            if name in found:
+                shape, dtype = found[name]
+                wrong += [f"{name} has shape {shape}, not {parameter.shape}"] if shape != parameter.shape else []
+                wrong += [f"{name} is {dtype}, not {parameter.dtype}"] if dtype != parameter.dtype else []
         if wrong:
             raise InputError(f"these weights do not fit {type(self).__name__}: " + "; ".join(wrong))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit, before any copy."""
+        arrays = {name: array.data if isinstance(array, Tensor) else np.asarray(array) for name, array in state.items()}
+        self.check_state({name: (array.shape, array.dtype) for name, array in arrays.items()})
+        parameters = dict(self.named_parameters())
         for name, array in arrays.items():
             parameter = parameters[name]
+            if parameter.packed is not None:
+                parameter.data = ops.empty(parameter.shape)
             parameter.data[...] = ops.asarray(array, like=parameter.data)
             parameter.version += 1
 
@@ -254,7 +307,7 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Tensor:
         packed = None
-        if not grad_enabled():
+        if self.weight.packed is None and not grad_enabled():
             packed = self._cache.get((self.weight,), lambda: ops.pack_linear(self.weight.data))
         return F.linear(x, self.weight, self.bias, packed)
 
@@ -346,7 +399,8 @@ class LSTM(Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             weights = self._weights(layer)
-            packed = None if grad_enabled() else self._packed(layer, weights)
+            small = weights[0][0].packed is not None
+            packed = None if small or grad_enabled() else self._packed(layer, weights)
             whole = self.num_layers == 1
             part = slice(layer * r, (layer + 1) * r)
             h = h0 if h0 is None or whole else h0[part]

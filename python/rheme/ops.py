@@ -287,6 +287,55 @@ def linear_backward(
     return None if dx is None else dx.reshape(x.shape), dweight, dbias
 
 
+def pack_quantized(weight: Array, scale: Array | None = None, gates: bool = False) -> Any:
+    """A weight (C, K) stored small, for the ops below: int8 with scale (C,), or float16. gates: w_ih or w_hh of an LSTM."""
+    return _core.pack_quantized(weight=weight, scale=scale, gates=gates)
+
+
+def unpack_quantized(weight: Any) -> Array:
+    """float32 (C, K): float16 exactly, int8 times its row's scale."""
+    return _core.unpack_quantized(weight=weight)
+
+
+def quantized_linear(x: Array, weight: Any, bias: Array | None = None) -> Array:
+    """x (..., K), weight (C, K) from `pack_quantized`, bias (C,) -> (..., C). CPU only, as the next two.
+
+    With int8, each row of x is rounded to int8 by a scale of its own, and the sums are exact (Jacob et al. 2018).
+    """
+    y = _core.quantized_linear(x=as_rows(x), weight=weight, bias=None if bias is None else contiguous(bias))
+    return y if x.ndim == 2 else y.reshape((*x.shape[:-1], y.shape[1]))
+
+
+def quantized_embedding(ids: Any, weight: Any) -> Array:
+    """ids int64 (...), weight (V, C) from `pack_quantized` -> (..., C). IndexError for an id outside 0..V-1."""
+    ids = np.ascontiguousarray(ids, np.int64)
+    y = _core.quantized_embedding(ids=ids.reshape(ids.size), weight=weight)
+    return y.reshape((*ids.shape, y.shape[1]))
+
+
+def quantized_lstm(
+    x: Array,
+    w_ih: Sequence[Any],
+    w_hh: Sequence[Any],
+    bias: Sequence[Array],
+    lengths: Any = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Array]:
+    """`lstm` for inference, w_ih and w_hh from `pack_quantized(..., gates=True)`: y, h_n, c_n."""
+    return _core.quantized_lstm(
+        x=contiguous(x),
+        lengths=lengths_of(lengths, x),
+        h0=None if h0 is None else contiguous(h0),
+        c0=None if c0 is None else contiguous(c0),
+        w_ih=w_ih,
+        w_hh=w_hh,
+        bias=[contiguous(b) for b in bias],
+        reverse=reverse,
+    )
+
+
 def matmul(a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
     """a (..., M, K), b (..., K, C), either with its last two axes swapped -> (..., M, C). Leading axes broadcast."""
     if a.ndim < 2 or b.ndim < 2:

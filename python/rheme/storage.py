@@ -31,16 +31,22 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit, in bytes
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model folder in memory. state: float32 arrays by name, whatever dtype they were stored in."""
+    """A model folder in memory. arrays: as they are stored (see ``compress``); precision: at which to compute on them."""
 
     folder: Path
     task: str
     config: dict[str, Any]
-    state: dict[str, Any]
+    arrays: dict[str, Any]
+    precision: str = "float32"
     tokenizer: bytes | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The weights by name, float32."""
+        return expand(self.arrays)
 
 
 # Arrays in a file ------------------------------------------------------------------------------------------------------------
@@ -157,13 +163,18 @@ def expand(arrays: Mapping[str, Any]) -> dict[str, Any]:
         if name.endswith(SCALE) and name.removesuffix(SCALE) in arrays:
             continue
         if array.dtype == np.int8:
-            scale = arrays.get(name + SCALE)
-            if scale is None or scale.shape != array.shape[:1] or scale.dtype != np.float32 or array.ndim != 2:
-                raise InputError(f"the int8 weight {name!r} has no float32 scale for each of its rows")
-            out[name] = ops.mul(array.astype(np.float32), np.ascontiguousarray(scale[:, None]))
+            out[name] = ops.mul(array.astype(np.float32), np.ascontiguousarray(scale_of(arrays, name)[:, None]))
         else:
             out[name] = array.astype(np.float32) if array.dtype == np.float16 else array
     return out
+
+
+def scale_of(arrays: Mapping[str, Any], name: str) -> Any:
+    """The scale of each row of an int8 matrix. InputError when there is none."""
+    array, scale = arrays[name], arrays.get(name + SCALE)
+    if scale is None or scale.shape != array.shape[:1] or scale.dtype.name != "float32" or array.ndim != 2:
+        raise InputError(f"the int8 weight {name!r} has no float32 scale for each of its rows")
+    return scale
 
 
 # Folders ---------------------------------------------------------------------------------------------------------------------
@@ -218,7 +229,8 @@ def load(folder: str | Path) -> StoredModel:
         folder=folder,
         task=config["task"],
         config=config.get("config", {}),
-        state=expand(read_arrays(folder / WEIGHTS)),
+        arrays=read_arrays(folder / WEIGHTS),
+        precision=config.get("precision", config.get("dtype", "float32")),
         tokenizer=tokenizer.read_bytes() if TOKENIZER in config["files"] else None,
         generation=_read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {},
         metrics=_read_json(folder / METRICS) if (folder / METRICS).is_file() else {},
@@ -238,10 +250,12 @@ def save(
     training: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    precision: str | None = None,
 ) -> Path:
     """Write a model folder. A new one appears at once (rename); in an existing one each file is replaced, config.json last.
 
     state: weights by name. card: what the model card says besides (see ``model_card``). dtype: float32, float16 or int8.
+    precision: at which the model is computed by default (the same three); dtype itself if not given.
     """
     from importlib import metadata
 
@@ -264,6 +278,7 @@ def save(
             "config": dict(config),
             "training": dict(training or {}),
             "dtype": dtype,
+            "precision": precision or dtype,
             "parameters": sum(int(array.size) for array in state.values()),
             "files": files,
             "weights": {name: [array.dtype.name, list(array.shape)] for name, array in sorted(arrays.items())},

@@ -190,20 +190,24 @@ class Task:
 
     @classmethod
     def restore(cls, folder: str | Path) -> "Task":
-        """The task of a model folder. InputError when it is missing, damaged, or another task's."""
+        """The task of a model folder, float32, to go on training. InputError when it is missing, damaged, or another task's."""
         return cls.from_stored(storage.load(folder))
 
     @classmethod
-    def from_stored(cls, stored: storage.StoredModel) -> "Task":
+    def from_stored(cls, stored: storage.StoredModel, precision: str = "float32") -> "Task":
+        """precision: float32, or for inference float16 or int8 (see ``rheme.quantization``)."""
         if stored.task != cls.name:
             raise InputError(f"{stored.folder} holds a model for {stored.task!r}, not for {cls.name!r}")
         task = cls(configure(cls.Config, stored.config, where=f"{stored.folder}/config.json"))
         if stored.tokenizer is not None:
             task.tokenizer = task.read_tokenizer(stored.tokenizer)
         task.options = dict(stored.generation)
-        task.build()
+        from rheme import nn, quantization  # not before a model is loaded: they import NumPy
+
+        with nn.uninitialized():
+            task.build()
         try:
-            task.model.load_state_dict(stored.state)
+            quantization.load(task.model, stored.arrays, precision)
         except (ValueError, KeyError) as error:
             raise InputError(f"{stored.folder}: the weights do not fit the config: {error}") from None
         task.model.eval()
@@ -291,11 +295,12 @@ def find_bundled(name: str, **options: Any) -> Path:
     )
 
 
-def load(task: str | None = None, model: str | Path | None = None, **options: Any) -> Task:
+def load(task: str | None = None, model: str | Path | None = None, *, precision: str | None = None, **options: Any) -> Task:
     """A task with its model, ready to be called.
 
     task: its name (may be left out when a folder is given). model: a folder; without it the bundled model that serves the
-    options. options: defaults for each call, such as ``to="fr"`` or ``num_beams=5``.
+    options. precision: float32, float16 or int8, how weights are held and computed on; by default what the model's config says,
+    as a rule what they are stored in. options: defaults for each call, such as ``to="fr"`` or ``num_beams=5``.
     """
     if model is None:
         if task is None:
@@ -311,7 +316,7 @@ def load(task: str | None = None, model: str | Path | None = None, **options: An
         asked = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
         languages = ", ".join(stored.config.get("languages", []))
         raise InputError(f"the model in {model} cannot do {asked}{f'; its languages: {languages}' if languages else ''}")
-    loaded = cls.from_stored(stored)
+    loaded = cls.from_stored(stored, precision or stored.precision)
     loaded.options.update({key: value for key, value in options.items() if value is not None})
     return loaded
 

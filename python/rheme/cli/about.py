@@ -65,6 +65,7 @@ def info() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "isa": _core.isa() + (f" (forced by RHEME_ISA={forced})" if forced else " (the widest one here)"),
         "isas available": list(_core.available_isas()),
+        "int8 products": _core.int8_instruction(),
         "threads": f"{_core.num_threads()} ({_why_threads()})",
         "device": _device(),
     }

@@ -328,7 +328,7 @@ class Seq2Seq(nn.Module):
         """One step up to the second layer F (1, B, H) and its context F (1, B, C)."""
         with autograd.no_grad():
             memory, rows = state.memory, len(ids)
-            embedded = ops.mul(ops.embedding(ids, self.embedding.weight.data), self._input_scale)
+            embedded = ops.mul(self.embedding(ids).data, self._input_scale)
             if state.latent is not None:
                 embedded = ops.concat([embedded, state.latent], axis=1)
             h1, c1, h2, c2 = state.layers

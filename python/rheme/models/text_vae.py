@@ -215,6 +215,6 @@ class TextVAE(nn.Module):
     def step(self, ids: Ids, state: TextVAEState) -> tuple[Array, TextVAEState]:
         """One step: ids int64 (B,) -> logits F (B, V) of the next id, and the state after it."""
         with autograd.no_grad():
-            embedded = ops.mul(ops.embedding(ids, self.embedding.weight.data), self._input_scale)
+            embedded = ops.mul(self.embedding(ids).data, self._input_scale)
             y, (h, c) = self.decoder(ops.concat([embedded, state.z], axis=1)[None], (state.h, state.c))
             return self.output(y.data[0]).data, TextVAEState(h.data, c.data, state.z)
