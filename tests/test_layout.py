@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": LOOPS,
     "quantization": LAYERS | {"storage"},
     "tasks": ARRAYS | {"storage", "text", "nn", "autograd", "quantization"},
-    "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "latent"},
+    "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "latent", "doctor"},
     "cli": {"tasks", "training", "storage", "text", "ops", "latent", "doctor", "_core"},
     "__init__": {"tasks", "training", "storage", "nn", "ops", "optim", "functional", "autograd", "models", "decoding", "_core"},
     "__main__": {"cli"},

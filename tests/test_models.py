@@ -415,7 +415,7 @@ def test_pointer_settings_out_of_range(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("latent_size", 0), ("word_dropout", 1.0), ("free_bits", -1.0), ("annealing_share", 0.0)]
+    ("name", "value"), [("latent_size", -1), ("word_dropout", 1.0), ("free_bits", -1.0), ("annealing_share", 0.0)]
 )
 def test_vae_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):

@@ -27,7 +27,8 @@ class LatentReport:
 
     neg_elbo = reconstruction + kl, an upper bound of nll. kl_per_dimension sums to kl. mutual_information: of sentence and
     code under q (at most log N). active_units: dimensions whose posterior mean varies. nll: importance-weighted (nan
-    without importance samples), perplexity from it; elbo_perplexity from neg_elbo.
+    without importance samples), perplexity from it; elbo_perplexity from neg_elbo. A model without a code has nll = neg_elbo,
+    exactly.
     """
 
     sentences: int
@@ -47,7 +48,9 @@ class LatentReport:
         """Plain values; without what was not estimated."""
         values = asdict(self)
         if not self.importance_samples:
-            for name in ("importance_samples", "nll", "perplexity"):
+            del values["importance_samples"]
+        if math.isnan(self.nll):
+            for name in ("nll", "perplexity"):
                 del values[name]
         return values
 
@@ -63,32 +66,26 @@ def evaluate_vae(
     """The report of a `TextVAE` on sentences of ids (without begin and end).
 
     samples: draws of z per sentence for the reconstruction term. importance_samples: draws per sentence for nll (Burda et al.
-    2016; 0: not estimated). batch_tokens bounds memory and changes nothing else. Raises ValueError for no sentences.
+    2016; 0: not estimated). batch_tokens bounds memory and changes nothing else. For a model without a code (latent_size 0) the
+    likelihood is exact. Raises ValueError for no sentences.
     """
     if not sentences:
         raise ValueError("evaluate_vae: no sentences")
     config, model = model.config, model.eval()
     count, size = len(sentences), config.latent_size
+    words = sum(len(s) + 1 for s in sentences)
     mu, logvar = np.empty((count, size)), np.empty((count, size))
     reconstruction, log_evidence = np.empty(count), np.empty(count)
     first_draw = np.empty((count, size))
     for batch in length_batches([len(s) + 1 for s in sentences], batch_tokens):
         ids_in, _ = pad([[config.bos_id, *sentences[i]] for i in batch], config.pad_id)
         ids_out, lengths = pad([[*sentences[i], config.eos_id] for i in batch], -1)
+        if not size:
+            reconstruction[batch] = model.reconstruction(ids_in, ids_out, lengths, None)
+            continue
         means, logvars = (a.astype(np.float64) for a in model.encode(ids_out, lengths))
 
-        def log_likelihood(
-            z: Array, ids_in: Array = ids_in, ids_out: Array = ids_out, lengths: Array = lengths
-        ) -> Array:  # z (K, N, D) -> (K, N)
-            draws, rows = z.shape[:2]
-            nll = model.reconstruction(
-                np.tile(ids_in, draws),
-                np.tile(ids_out, draws),
-                np.tile(lengths, draws),
-                np.ascontiguousarray(z.reshape(draws * rows, -1), model.embedding.weight.dtype),
-            )
-            return ops.neg(nll.astype(np.float64)).reshape(draws, rows)
-
+        log_likelihood = _log_likelihood(model, ids_in, ids_out, lengths)
         at_once = max(1, batch_tokens // ids_in.size)
         eps = noise(seed, batch, samples, size)
         z = draw(means, logvars, eps)
@@ -99,7 +96,10 @@ def evaluate_vae(
             eps = noise(seed + 1, batch, importance_samples, size)
             estimate = importance_weighted(lambda z: _in_chunks(log_likelihood, z, at_once), means, logvars, eps)  # noqa: B023
             log_evidence[batch] = estimate
-    words = sum(len(s) + 1 for s in sentences)
+    if not size:
+        nll = float(ops.mean(reconstruction))
+        perplexity = _perplexity(nll, count, words)
+        return LatentReport(count, words, nll, nll, 0.0, (), 0.0, 0, perplexity, 0, nll, perplexity)
     _, kls = ops.gaussian_kl(mu, logvar, np.zeros_like(mu))
     per_dimension = ops.mean(kls, axis=0)
     kl, mean_reconstruction = float(ops.sum(per_dimension)), float(ops.mean(reconstruction))
@@ -118,6 +118,90 @@ def evaluate_vae(
         nll=nll,
         perplexity=_perplexity(nll, count, words),
     )
+
+
+def sentence_nll(
+    model: Any, sentences: Sequence[Sequence[int]], importance_samples: int = 8, seed: int = 0, batch_tokens: int = 4096
+) -> Array:
+    """-log p(x) float64 (N,) in nats of each sentence of ids, importance-weighted (exact without a code).
+
+    Every sentence gets the same draws, so that its figure does not depend on what it stands beside.
+    """
+    config, found = model.config, np.empty(len(sentences))
+    model.eval()
+    for batch in length_batches([len(s) + 1 for s in sentences], batch_tokens):
+        ids_in, _ = pad([[config.bos_id, *sentences[i]] for i in batch], config.pad_id)
+        ids_out, lengths = pad([[*sentences[i], config.eos_id] for i in batch], -1)
+        if not config.latent_size:
+            found[batch] = model.reconstruction(ids_in, ids_out, lengths, None)
+            continue
+        mu, logvar = (a.astype(np.float64) for a in model.encode(ids_out, lengths))
+        log_likelihood = _log_likelihood(model, ids_in, ids_out, lengths)
+        eps = noise(seed, [0] * len(batch), importance_samples, config.latent_size)
+        at_once = max(1, batch_tokens // ids_in.size)
+        estimate = importance_weighted(lambda z: _in_chunks(log_likelihood, z, at_once), mu, logvar, eps)  # noqa: B023
+        found[batch] = ops.neg(estimate)
+    return found
+
+
+def _log_likelihood(model: Any, ids_in: Array, ids_out: Array, lengths: Array) -> Callable[[Array], Array]:
+    """z (K, N, D) -> log p(x|z) float64 (K, N), for a batch of N sentences."""
+
+    def log_likelihood(z: Array) -> Array:
+        draws, rows = z.shape[:2]
+        nll = model.reconstruction(
+            np.tile(ids_in, draws),
+            np.tile(ids_out, draws),
+            np.tile(lengths, draws),
+            np.ascontiguousarray(z.reshape(draws * rows, -1), model.embedding.weight.dtype),
+        )
+        return ops.neg(nll.astype(np.float64)).reshape(draws, rows)
+
+    return log_likelihood
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model finds usual: the nats of validation sentences, given their number of tokens.
+
+    A sentence of n tokens is expected to cost intercept + slope / n nats a token, with deviation spread / sqrt(n). quantiles:
+    of the validation sentences' deviations from that, in units of the spread, 101 of them from the least to the greatest.
+    """
+
+    intercept: float
+    slope: float
+    spread: float
+    quantiles: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, nats: Sequence[float], tokens: Sequence[int]) -> "Calibration":
+        """Least squares over the validation sentences. ValueError for fewer than 2."""
+        if len(nats) < 2:
+            raise ValueError("a calibration needs at least 2 sentences")
+        # cost a token against 1 / n, each sentence with the weight n that its deviation of 1 / sqrt(n) gives it
+        weight = [float(n) for n in tokens]
+        x, y = [1.0 / n for n in tokens], [cost / n for cost, n in zip(nats, tokens, strict=True)]
+        total = math.fsum(weight)
+        mean_x = math.fsum(w * v for w, v in zip(weight, x, strict=True)) / total
+        mean_y = math.fsum(w * v for w, v in zip(weight, y, strict=True)) / total
+        square = math.fsum(w * (v - mean_x) ** 2 for w, v in zip(weight, x, strict=True))
+        product = math.fsum(w * (v - mean_x) * (u - mean_y) for w, v, u in zip(weight, x, y, strict=True))
+        slope = product / square if square > 1e-12 else 0.0
+        plain = cls(mean_y - slope * mean_x, slope, 1.0, ())
+        off = [plain.deviation(cost, n) for cost, n in zip(nats, tokens, strict=True)]
+        spread = math.sqrt(math.fsum(v * v for v in off) / len(off)) or 1.0
+        ordered = sorted(v / spread for v in off)
+        quantiles = tuple(ordered[round(q * (len(ordered) - 1) / 100)] for q in range(101))
+        return cls(plain.intercept, slope, spread, quantiles)
+
+    def deviation(self, nats: float, tokens: int) -> float:
+        """How much dearer a sentence is than usual, in units of the spread; below 0: cheaper."""
+        return (nats / tokens - self.intercept - self.slope / tokens) * math.sqrt(tokens) / self.spread
+
+    def confidence(self, nats: float, tokens: int) -> float:
+        """The share of validation sentences that cost more than this one: about uniform on text like the validation's."""
+        value = self.deviation(nats, tokens)
+        return sum(quantile >= value for quantile in self.quantiles) / len(self.quantiles)
 
 
 def _perplexity(nats_per_sentence: float, sentences: int, words: int) -> float:

@@ -340,6 +340,56 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
+class BatchNorm(Module):
+    """x (N, size) -> (N, size), normalised over the batch to a fixed deviation, plus a trained shift.
+
+    With the deviation (gamma) fixed, a posterior mean keeps its KL above size * gamma^2 / 2 (Zhu et al. 2020). Out of training
+    the running mean and variance stand for the batch's; `update` takes those of the last training batch into them, and is
+    called once a step, so that a forward pass alone changes nothing.
+    """
+
+    def __init__(self, size: int, deviation: float = 1.0, momentum: float = 0.01, epsilon: float = 1e-5) -> None:
+        self.size = size
+        self.deviation = deviation
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.bias = Parameter(ops.zeros((size,)))
+        # Parameters that get no gradient: they travel with the weights.
+        self.running_mean = Parameter(ops.zeros((size,)))
+        self.running_variance = Parameter(ops.zeros((size,)))
+        self.running_weight = Parameter(ops.zeros((1,)))  # what the two are to be divided by: they began at 0
+        self._seen: tuple[Array, Array] | None = None
+
+    def forward(self, x: Any) -> Tensor:
+        x = F.as_tensor(x)
+        if self.training and x.shape[0] > 1:
+            mean = F.mean(x, axis=0)
+            off = F.sub(x, mean)
+            variance = F.mean(F.mul(off, off), axis=0)
+            self._seen = mean.data, variance.data
+        else:
+            weight = self.running_weight.item() or 1.0
+            off = F.sub(x, F.div(self.running_mean.detach(), weight))
+            variance = F.div(self.running_variance.detach(), weight)
+        scale = F.mul(F.exp(F.mul(F.log(F.add(variance, self.epsilon)), -0.5)), self.deviation)
+        return F.add(F.mul(off, scale), self.bias)
+
+    def update(self) -> None:
+        """Take the last training batch into the running mean and variance."""
+        if self._seen is None:
+            return
+        weight = self.running_weight.data
+        pairs = [
+            (self.running_mean, self._seen[0]),
+            (self.running_variance, self._seen[1]),
+            (self.running_weight, ops.add(ops.zeros(weight.shape, weight.dtype, weight), 1.0)),
+        ]
+        for running, seen in pairs:
+            running.data[...] = ops.add(running.data, ops.mul(ops.sub(seen, running.data), self.momentum))
+            running.version += 1
+        self._seen = None
+
+
 class LSTM(Module):
     """Stacked LSTM layers, each one call of the core over all steps (both directions in it), with dropout between layers.
 

@@ -57,6 +57,23 @@ class Result:
         return out | dict(self.extra)
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a task finds out about its model at a validation.
+
+    figures: for metrics.jsonl. shown: a row of the panel, heading -> text. note: a line to tell. keep: whether these
+    weights may count as the best so far. change: is called before training goes on; it changes how, so that what was best
+    before no longer counts. stop: end the training here.
+    """
+
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    keep: bool = True
+    change: Callable[[], None] | None = None
+    stop: bool = False
+
+
 class Task:
     """One instance is a task bound to one model: new (from a config) or loaded from a folder.
 
@@ -131,6 +148,25 @@ class Task:
 
     def calibrate(self, examples: Sequence[Any]) -> None:
         """After training, with the final weights: set ``self.options`` (such as a threshold) by the validation examples."""
+
+    def inspect(
+        self, items: Sequence[Any], history: Sequence[Mapping[str, Any]], step: int, total_steps: int
+    ) -> Inspection | None:
+        """Figures beyond the loss at a validation, after so many steps; history: the entries of those before, oldest first."""
+        return None
+
+    def training_state(self) -> dict[str, Any]:
+        """What `inspect` has changed, as plain values: kept in the checkpoints."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `training_state` gave, on resuming."""
+
+    def conclude(
+        self, out: Path, examples: Sequence[Any], held_out: Sequence[Any], history: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """At the end, with the best weights: figures that need the training examples or the history; may draw into `out`."""
+        return {}
 
     # Use -------------------------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ GROUP = "rheme.commands"
 # the short help of our own verbs, so that --help need not import them; a test compares them with the commands' docstrings
 HELP = {
     "answer": "Answer questions from texts.",
+    "doctor": "Say whether a text VAE uses its latent code.",
     "evaluate": "Measure a model on labelled data.",
     "generate": "Write new sentences.",
     "info": "Show version, instruction set, threads, device and bundled models.",
+    "latent": "Work in the latent space of a text VAE.",
     "tasks": "List the installed tasks.",
     "train": "Train a model on your own text.",
     "translate": "Translate texts.",
@@ -30,9 +32,11 @@ HELP = {
 # command -> the module that holds it
 _COMMANDS = {
     "answer_command": "answering",
+    "doctor_command": "latent",
     "evaluate_command": "training",
     "generate_command": "writing",
     "info_command": "about",
+    "latent_command": "latent",
     "tasks_command": "about",
     "train_command": "training",
     "translate_command": "writing",

@@ -150,12 +150,14 @@ def translate_command(
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same sentences.")
 @click.option("--prompt", help="How each sentence begins.")
+@click.option("--like", metavar="TEXT", help="Variations of a sentence; --temperature says how far from it (default 1).")
 @decoding_options
 @model_options
 def generate_command(
     count: int,
     seed: int,
     prompt: str | None,
+    like: str | None,
     num_beams: int | None,
     max_new_tokens: int | None,
     temperature: float | None,
@@ -168,5 +170,5 @@ def generate_command(
     """Write new sentences."""
     options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature)
     task = open_task("generation", model, threads, device)
-    for result in task.generate(count, seed=seed, prompt=prompt, **options):
+    for result in task.generate(count, seed=seed, prompt=prompt, like=like, **options):
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else result.text)

@@ -52,6 +52,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    @property
+    def unwritable(self) -> list[int]:
+        """Ids that no text is made of: padding, unknown and begin."""
+        return [self.pad_id, self.unk_id, self.bos_id]
+
     def piece_id(self, word: str) -> int:
         return self._ids.get(word, self.unk_id)
 

@@ -14,6 +14,8 @@ from rheme.training.checkpoints import writing
 
 Echo = Callable[[str], None]
 
+_PANEL_ROWS = 8  # validations in view
+
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
@@ -39,11 +41,15 @@ class Display:
         self._total = total_steps
         self._echo = echo
         self._bar: Any = None
+        self._live: Any = None
         self._task: Any = None
+        self._rows: list[tuple[int, Mapping[str, str]]] = []
+        self._note = ""
 
     def __enter__(self) -> Self:
         if self._echo is None and sys.stderr.isatty():
             from rich.console import Console
+            from rich.live import Live
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -54,15 +60,29 @@ class Display:
                 TextColumn("{task.fields[speed]} tokens/s"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
-                refresh_per_second=4,
             )
-            self._bar.start()
+            self._live = Live(get_renderable=self._panel, console=self._bar.console, refresh_per_second=4)
+            self._live.start()
             self._task = self._bar.add_task("", total=self._total, epoch=1, loss="-", speed="-")
         return self
 
     def __exit__(self, *exc: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
+
+    def _panel(self) -> Any:
+        """The bar, below what the task found at the last validations."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        if not self._rows:
+            return self._bar
+        table = Table("step", *self._rows[-1][1], expand=False)
+        for step, row in self._rows[-_PANEL_ROWS:]:
+            table.add_row(str(step), *row.values())
+        parts = [table, Text(self._note)] if self._note else [table]
+        return Group(*parts, self._bar)
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -70,6 +90,16 @@ class Display:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             (self._echo or _to_stderr)(text)
+
+    def inspection(self, step: int, shown: Mapping[str, str], note: str) -> None:
+        """What the task found at a validation: a row of the panel; off a terminal a line."""
+        if shown and self._bar is not None:
+            self._rows.append((step, shown))
+        elif shown:
+            self.line(f"validation at step {step}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+        if note and self._bar is None:
+            self.line(note)
+        self._note = note
 
     def step(self, step: int) -> None:
         if self._bar is not None:
@@ -112,6 +142,13 @@ class Journal:
             temporary = self.path.with_name(f".{self.path.name}.tmp")
             temporary.write_bytes(b"".join(kept))
             os.replace(temporary, self.path)
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The entries of validations, oldest first."""
+        if not self.path.exists():
+            return []
+        entries = [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()]
+        return [entry for entry in entries if "valid_loss" in entry]
 
     def write(self, entry: Mapping[str, Any]) -> None:
         line = msgspec.json.encode(entry) + b"\n"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rheme import nn, ops, optim
 from rheme.autograd import no_grad
 from rheme.errors import InputError, RhemeError
+from rheme.tasks import Inspection
 from rheme.text.batches import token_batches
 from rheme.training import checkpoints
 from rheme.training.checkpoints import writing
@@ -54,6 +55,8 @@ class Position(msgspec.Struct, kw_only=True):
     window_norm: float = 0.0
     window_info: dict[str, float] = {}
     window_items: int = 0
+    task: dict[str, Any] = {}  # the task's own state
+    ended: bool = False  # by the task
 
     @property
     def epochs(self) -> int:
@@ -75,7 +78,7 @@ class Run:
         card: dict[str, Any],
     ) -> None:
         self.task, self.model, self.out, self.config, self.card = task, task.model, out, config, card
-        self.valid_examples = valid
+        self.train_examples, self.valid_examples = train, valid
         self.items = task.encode_all(train)
         self.valid_items = task.encode_all(valid) if len(valid) else []
         if not self.items:
@@ -95,6 +98,7 @@ class Run:
         self.at = Position(data=hashlib.sha256(self.sizes.tobytes()).hexdigest())
         self.average = {name: p.data.copy() for name, p in self.named.items()} if config.ema_decay else None
         self.best: dict[str, Array] | None = None
+        self.history: list[dict[str, Any]] = []  # the validations' entries
         self.journal = Journal(out / "metrics.jsonl")
         self.display = Display(self.total_steps, echo)
         self._check_disk()
@@ -131,7 +135,7 @@ class Run:
 
     def _done(self) -> bool:
         at, config = self.at, self.config
-        if config.max_steps and at.step >= config.max_steps:
+        if at.ended or (config.max_steps and at.step >= config.max_steps):
             return True
         if not config.max_steps and at.epoch >= config.max_epochs:
             return True
@@ -188,6 +192,9 @@ class Run:
         loss.backward(np.full(loss.shape, 1.0 / max(count, 1), loss.dtype))
         norm = 0.0
         if update:
+            on_gradients = getattr(self.model, "on_gradients", None)
+            if on_gradients is not None:
+                on_gradients(step, self.total_steps)
             self.optimizer.learning_rate = config.learning_rate * self.schedule(step)
             norm = self.optimizer.step(max_norm=config.max_norm or None)
         self.optimizer.zero_grad()
@@ -238,18 +245,37 @@ class Run:
                     infos[name] = infos.get(name, 0.0) + float(value) * len(batch)
         loss_per_unit = total / max(units, 1)
         at.validated = at.step
-        better = at.best_loss is None or loss_per_unit < at.best_loss
+        inspection = self._inspect()
+        better = inspection.keep and (at.best_loss is None or loss_per_unit < at.best_loss)
         if better:
             at.best_loss, at.best_step, at.bad = loss_per_unit, at.step, 0
             self._keep(self.average or {name: p.data for name, p in self.named.items()})
         else:
             at.bad += 1
         entry = {"step": at.step, "epoch": at.epochs, "valid_loss": loss_per_unit, "best_step": at.best_step}
-        self.journal.write(entry | {f"valid_{name}": value / max(items, 1) for name, value in infos.items()})
+        entry |= {f"valid_{name}": value / max(items, 1) for name, value in infos.items()}
+        entry |= inspection.figures
+        self.journal.write(entry)
+        self.history.append(entry)
         seconds = self.clock.lap()
         shown = f", perplexity {math.exp(loss_per_unit):.2f}" if loss_per_unit < 20 else ""
-        note = "" if better else f" (best {at.best_loss:.4f} at step {at.best_step})"
+        note = "" if better or at.best_loss is None else f" (best {at.best_loss:.4f} at step {at.best_step})"
         self.display.line(f"validation at step {at.step}: loss {loss_per_unit:.4f}{shown}{note}, {duration(seconds)}")
+        self.display.inspection(at.step, inspection.shown, inspection.note)
+
+    def _inspect(self) -> Inspection:
+        """The task's own look at the model; it may change how the rest is trained, or end it."""
+        at = self.at
+        with no_grad(), self._averaged():
+            inspection: Inspection = (
+                self.task.inspect(self.valid_items, self.history, at.step, self.total_steps) or Inspection()
+            )
+        if inspection.change is not None:
+            inspection.change()
+            self.best, at.best_loss, at.best_step, at.bad = None, None, -1, 0
+        at.ended = inspection.stop
+        at.task = self.task.training_state()
+        return inspection
 
     def _keep(self, arrays: Mapping[str, Array]) -> None:
         if self.best is None:
@@ -349,7 +375,9 @@ class Run:
         if self.at.epoch:
             self.batches = token_batches(self.sizes, self.config.batch_tokens, self.config.seed, self.at.epoch)
         self.window_started = self.at.step
+        self.task.load_training_state(self.at.task)
         self.journal.truncate(self.at.step, self.at.validated)
+        self.history = self.journal.validations()
         self.display.line(f"resuming after step {self.at.step} of {self.total_steps}")
 
     @contextlib.contextmanager
@@ -399,6 +427,8 @@ class Run:
                 self.display.line(f"the final evaluation was left out: {error}")
             except KeyboardInterrupt:
                 raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
+        with writing(self.out):
+            metrics |= self.task.conclude(self.out, self.train_examples, self.valid_examples, self.history)
         final = self.out / ".final"
         with writing(self.out):
             shutil.rmtree(final, ignore_errors=True)
