@@ -162,9 +162,7 @@ class Task:
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `training_state` gave, on resuming."""
 
-    def conclude(
-        self, out: Path, examples: Sequence[Any], held_out: Sequence[Any], history: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def conclude(self, out: Path, examples: Sequence[Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """At the end, with the best weights: figures that need the training examples or the history; may draw into `out`."""
         return {}
 

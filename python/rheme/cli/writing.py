@@ -150,6 +150,8 @@ def translate_command(
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same sentences.")
 @click.option("--prompt", help="How each sentence begins.")
+@click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again.")
+@click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again.")
 @click.option("--like", metavar="TEXT", help="Variations of a sentence; --temperature says how far from it (default 1).")
 @decoding_options
 @model_options
@@ -158,6 +160,8 @@ def generate_command(
     seed: int,
     prompt: str | None,
     like: str | None,
+    forbid: tuple[str, ...],
+    require: tuple[str, ...],
     num_beams: int | None,
     max_new_tokens: int | None,
     temperature: float | None,
@@ -169,6 +173,7 @@ def generate_command(
 ) -> None:
     """Write new sentences."""
     options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature)
+    options |= {name: list(texts) for name, texts in (("forbid", forbid), ("require", require)) if texts}
     task = open_task("generation", model, threads, device)
     for result in task.generate(count, seed=seed, prompt=prompt, like=like, **options):
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else result.text)

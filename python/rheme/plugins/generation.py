@@ -200,15 +200,16 @@ class Generation(Task):
             self.model.retake(self._treated_at, doctor.TREATMENT)
             self.config.model = self.model.config
 
-    def conclude(
-        self, out: Path, examples: Sequence[str], held_out: Sequence[str], history: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """Calibrates the confidence on the held-out sentences, counts copies of training sentences, draws the history."""
-        items = self._whole(_evenly(held_out, _CALIBRATION))
+    def calibrate(self, examples: Sequence[str]) -> None:
+        """The confidence, on validation sentences."""
+        items = self._whole(_evenly(examples, _CALIBRATION))
         if len(items) > 1:
             nats = self._nats(items)
             calibration = evaluation.Calibration.fit(nats, [len(ids) + 1 for ids in items])
             self.config.calibration = msgspec.to_builtins(calibration)
+
+    def conclude(self, out: Path, examples: Sequence[str], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Counts copies of training sentences, draws the history."""
         doctor.draw(history, out / "training.png")
         return {f"copies_of_{_COPY_DRAWS}": self.copies(examples)}
 
@@ -299,9 +300,10 @@ class Generation(Task):
         """``count`` sentences, all different; the same seed gives the same ones.
 
         They come from draws of z from the prior; with ``like`` from around that sentence's code, temperature scaling the
-        distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins. Without ``like``,
-        temperature is the decoder's: 0 (the default) takes the most probable piece at each step, so that only z makes a
-        difference; a model without a code samples at 1 by default. Fewer come back when the model has no more to say.
+        distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins. options: of decoding,
+        such as forbid and require. Without ``like``, temperature is the decoder's: 0 (the default) takes the most probable
+        piece at each step, so that only z makes a difference; a model without a code samples at 1 by default. Fewer come back
+        when the model has no more to say.
         """
         if count < 1:
             raise InputError(f"n = {count}: must be at least 1")
@@ -313,9 +315,10 @@ class Generation(Task):
             results[" ".join(like.split())] = Result(like)  # itself is not one of them
             count += 1
         settings = self._settings(seed, decoder_temperature, options)
-        start = self.tokenizer.encode([prompt])[0] if prompt and prompt.strip() else []
+        if prompt and prompt.strip():
+            settings = msgspec.structs.replace(settings, prefix=prompt)
         for first in range(0, _MOST_DRAWS * count + _AT_ONCE, _AT_ONCE):
-            for result in self._draws(first, _AT_ONCE, settings, start, around):
+            for result in self._draws(first, _AT_ONCE, settings, around):
                 if result.text:
                     results.setdefault(result.text, result)
                 if len(results) == count:
@@ -343,21 +346,18 @@ class Generation(Task):
         first: int,
         count: int,
         settings: decoding.GenerationOptions,
-        start: Sequence[int] = (),
         around: "_Around | None" = None,
     ) -> list[Result]:
         """The sentences of draws first, first + 1, ... of z; each depends on the seed and its number alone."""
         z = self.model.prior(count, settings.seed, first)
         if around is not None:
             z = ops.add(ops.mul(z, around.deviation), around.mu)
-        return self._write(z, settings, start, range(first, first + count))
+        return self._write(z, settings, range(first, first + count))
 
-    def _write(
-        self, z: Any, settings: decoding.GenerationOptions, start: Sequence[int] = (), streams: Sequence[int] | None = None
-    ) -> list[Result]:
+    def _write(self, z: Any, settings: decoding.GenerationOptions, streams: Sequence[int] | None = None) -> list[Result]:
         """The sentence of each code F (N, D)."""
         tokenizer, state = self.tokenizer, self.model.start(z)
-        constraints = decoding.Constraints(forbid=self._forbidden, prefixes=[start] * len(z) if start else None)
+        constraints = decoding.Constraints.of_texts(settings, tokenizer, len(z), forbid=self._forbidden)
         ends = tokenizer.bos_id, tokenizer.eos_id
         found = decoding.generate(self.model, state, len(z), settings, *ends, constraints, streams)
         texts = tokenizer.decode([hypotheses[0].ids for hypotheses in found])

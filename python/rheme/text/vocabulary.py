@@ -53,6 +53,12 @@ class Vocabulary:
         return len(self.words)
 
     @property
+    def surfaces(self) -> list[bytes]:
+        """What each id adds to a text: nothing, or a space and the word."""
+        silent = (self.pad_id, self.bos_id, self.eos_id)
+        return [b"" if index in silent else b" " + word.encode() for index, word in enumerate(self.words)]
+
+    @property
     def unwritable(self) -> list[int]:
         """Ids that no text is made of: padding, unknown and begin."""
         return [self.pad_id, self.unk_id, self.bos_id]

@@ -428,7 +428,7 @@ class Run:
             except KeyboardInterrupt:
                 raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
         with writing(self.out):
-            metrics |= self.task.conclude(self.out, self.train_examples, self.valid_examples, self.history)
+            metrics |= self.task.conclude(self.out, self.train_examples, self.history)
         final = self.out / ".final"
         with writing(self.out):
             shutil.rmtree(final, ignore_errors=True)
