@@ -226,9 +226,9 @@ class Generation(Task):
     # The state of the code --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_stored(cls, stored: StoredModel) -> "Generation":
+    def from_stored(cls, stored: StoredModel, precision: str = "float32") -> "Generation":
         """With the figures that the folder was saved with."""
-        task = super().from_stored(stored)
+        task = super().from_stored(stored, precision)
         assert isinstance(task, Generation)
         task.metrics = dict(stored.metrics)
         return task
