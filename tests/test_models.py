@@ -1,4 +1,4 @@
-"""Seq2Seq, PointerGenerator and TextVAE: they learn, their gradients are right, and a step gives the bits of the whole sequence."""
+"""The models of text: they learn, their gradients are right, and a step gives the bits of the whole sequence."""
 
 from collections.abc import Callable
 from typing import Any

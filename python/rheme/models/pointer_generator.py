@@ -103,8 +103,8 @@ class PointerGenerator(Seq2Seq):
             features, weights, _ = self._features_and_weights(source, source_lengths, target_in, None, 0)
             steps, rows = target_in.shape
             flat = features.data.reshape(steps * rows, features.shape[2])
-            weights = F.transpose(weights, (1, 0, 2)).data.reshape(steps * rows, source.shape[0])
-            logs = self._log_probabilities(flat, weights, np.tile(source.T, (steps, 1)))
+            shares = ops.transpose(weights.data, (1, 0, 2)).reshape(steps * rows, source.shape[0])
+            logs = self._log_probabilities(flat, shares, np.tile(source.T, (steps, 1)))
             return logs.reshape(steps, rows, logs.shape[1])
 
     def _features_and_weights(

@@ -13,7 +13,7 @@ _INSIDE = re.compile(r"(?<=[\w,;)] )[^\W\d_]+")  # after a word or a comma: not 
 
 
 def word_forms(texts: Iterable[str]) -> dict[str, str]:
-    """Lower-cased word -> the form in which it stands most often inside the texts' sentences, ties in favour of the lower one."""
+    """Lower-cased word -> its most frequent form inside the sentences of the texts, ties in favour of the lower one."""
     counts = Counter(word for text in texts for word in _INSIDE.findall(text))
     forms: dict[str, str] = {}
     for word, count in sorted(counts.items(), reverse=True):  # "word" stands before "Word"

@@ -123,7 +123,7 @@ class Summarization(Task):
     def loss(self, items: Sequence[Item], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed cross-entropy of the summaries' pieces and their ends."""
         bos, eos, pad = [self.tokenizer.bos_id], [self.tokenizer.eos_id], self.tokenizer.pad_id
-        source, lengths = batches.pad([document for document, _ in items], pad)
+        source, lengths = batches.pad([np.asarray(document, np.int64) for document, _ in items], pad)
         target_in, _ = batches.pad([np.concatenate((bos, ids)) for _, ids in items], pad)
         target_out, _ = batches.pad([np.concatenate((ids, eos)) for _, ids in items], -1)
         return self.model.loss(source, lengths, target_in, target_out, seed=step_seed)
