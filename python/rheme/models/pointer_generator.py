@@ -9,7 +9,7 @@ The pieces have byte fallback, so no source has a word outside the vocabulary an
 training only p(target) is needed: p_vocab(target) comes from the fused cross-entropy, the copied share from the attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,13 @@ class PointerGenerator(Seq2Seq):
             keys, _ = self.copy.project(memory.values)
         return PointerMemory(**vars(memory), source=np.asarray(source, np.int64), copy_keys=keys.data)
 
+    def codes(self, source: Ids, lengths: Ids) -> Array:
+        """A code of each source int64 (S, N): the mean over its positions of what the encoder found there, F (N, C)."""
+        with autograd.no_grad():
+            values, _ = self._encode(source, lengths)
+            inside = np.arange(source.shape[0])[:, None] < lengths
+            return ops.mean(values.data, axis=0, mask=inside[:, :, None])
+
     def step(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Seq2SeqState]:
         """One target step: ids int64 (B,) -> log-probabilities F (B, V) of the next id, and the state after it."""
         with autograd.no_grad():
@@ -135,8 +142,9 @@ class PointerGenerator(Seq2Seq):
             query = y2.reshape(rows // max(sentences, 1), sentences, y2.shape[2])
             context, weights = self.copy(query, memory.copy_keys, memory.values, memory.lengths)
             features = ops.concat([y2[0], context.data.reshape(rows, context.shape[2])], axis=1)
-            weights = ops.transpose(weights.data, (1, 0, 2)).reshape(rows, longest)
-            return self._log_probabilities(features, weights, memory.source.T[state.owner]), state
+            state = replace(state, weights=weights.data)  # what a coverage penalty asks for is how the source was copied
+            shares = ops.transpose(weights.data, (1, 0, 2)).reshape(rows, longest)
+            return self._log_probabilities(features, shares, memory.source.T[state.owner]), state
 
     def _log_probabilities(self, features: Array, weights: Array, source: Ids) -> Array:
         """features F (B, K), weights F (B, S), source int64 (B, S) -> F (B, V)."""

@@ -1,19 +1,24 @@
 """Summarization: a short text, such as a title or a subject line, for a longer one."""
 
 import logging
+import math
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import decoding
+from rheme import decoding, metrics, ops
 from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
-from rheme.tasks import Task
+from rheme.plugins.summarization.extraction import Sentence, find_sentences, rank
+from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
+from rheme.tasks import Result, Task
 from rheme.text import batches, readers
-from rheme.text.casing import sentence_case, word_forms
+from rheme.text.casing import capitalize, sentence_case, word_forms
 from rheme.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rheme")
@@ -22,28 +27,43 @@ Item = tuple[NDArray[np.int32], NDArray[np.int32]]  # the document's pieces, the
 
 _TOKENIZER_CHARACTERS = 16_000_000  # of text to learn the tokenizer from
 _FORMS_CHARACTERS = 40_000_000  # of text to learn from where words have capitals
+_BATCH_TOKENS, _BATCH_ROWS = 4096, 32  # of one decoding batch: source pieces, documents
+_SHORT = 5  # a text of so many words is its own summary
+_LOW = 0.15  # a confidence below which a summary is doubtful
 
 
 class SummarizationConfig(msgspec.Struct, kw_only=True):
     """vocab_size: pieces. max_source_length: of a document so many pieces are read in training (the first ones).
 
-    max_train_length: pairs with a longer summary (in pieces) are left out of training. sentence_case: learn summaries with each
-    word as it stands inside a sentence. Set by training: capitalized, whether summaries begin with a capital.
+    max_input_length: so many are read in use; of a longer document the sentences that say most. max_train_length: pairs with a
+    longer summary (in pieces) are left out of training. sentence_case: learn summaries with each word as it stands inside a
+    sentence. Set by training: capitalized, whether summaries begin with a capital.
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en"])
     vocab_size: int = 8000
     normalization: str = "nmt_nfkc"
     max_source_length: int = 160
+    max_input_length: int = 240
     max_train_length: int = 60
     sentence_case: bool = True
     capitalized: bool = False
     model: PointerGeneratorConfig = msgspec.field(default_factory=PointerGeneratorConfig)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "max_source_length", "max_train_length"):
+        for name in ("vocab_size", "max_source_length", "max_input_length", "max_train_length"):
             if getattr(self, name) < 4:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 4")
+
+
+@dataclass(frozen=True)
+class _Document:
+    """What is read of an input: ids, none where `text` itself is the answer. foreign: much of it has no pieces of its own."""
+
+    ids: list[int]
+    text: str
+    foreign: bool = False
+    read: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Summarization(Task):
@@ -87,7 +107,6 @@ class Summarization(Task):
         ids = {"vocab_size": len(self.tokenizer), "pad_id": self.tokenizer.pad_id}
         ids |= {"bos_id": self.tokenizer.bos_id, "eos_id": self.tokenizer.eos_id}
         self.config.model = msgspec.structs.replace(self.config.model, **ids)
-        self._constraints = decoding.Constraints(forbid=self.tokenizer.unwritable)
         self.model = PointerGenerator(self.config.model)
 
     def _summaries(self, examples: Sequence[tuple[str, str]]) -> list[str]:
@@ -127,6 +146,161 @@ class Summarization(Task):
         target_in, _ = batches.pad([np.concatenate((bos, ids)) for _, ids in items], pad)
         target_out, _ = batches.pad([np.concatenate((ids, eos)) for _, ids in items], -1)
         return self.model.loss(source, lengths, target_in, target_out, seed=step_seed)
+
+    # Use -------------------------------------------------------------------------------------------------------------------
+
+    def answer(
+        self, inputs: Sequence[str], max_words: int | None = None, extract: int | None = None, **options: Any
+    ) -> list[Result]:
+        """Summaries, in order.
+
+        max_words: no longer than that (a Chinese or Japanese character counts as a word). extract: instead of writing, choose
+        so many sentences of the document. options: of decoding (num_beams, forbid, require, coverage_penalty, ...).
+
+        A text of a few words is its own summary; of one that is mostly characters unknown to the model the first sentence is
+        returned. `extra` has "read", the offsets of the sentences that were read of a document too long to be read whole, or
+        with extract "sentences", those chosen.
+        """
+        for text in inputs:
+            if not isinstance(text, str):
+                raise InputError(f"a text to summarize must be a str, not {type(text).__name__}")
+        merged = self.options | options
+        defaults = merged.pop("max_words", None), merged.pop("extract", None)
+        max_words = _whole("max_words", defaults[0] if max_words is None else max_words)
+        extract = _whole("extract", defaults[1] if extract is None else extract)
+        settings = decoding.GenerationOptions.parse(merged)
+        if extract is not None:
+            return [self._extracted(text, extract, max_words, settings) for text in inputs]
+        documents = [self._document(text, settings) for text in inputs]
+        constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self.tokenizer.unwritable)
+        if max_words is not None:
+            constraints = replace(constraints, phrases=WordLimit(max_words, settings.forbid, self.tokenizer))
+        jobs = [i for i, document in enumerate(documents) if document.ids]
+        found: dict[int, list[decoding.Hypothesis]] = {}
+        for batch in batches.length_batches([len(documents[i].ids) for i in jobs], _BATCH_TOKENS, _BATCH_ROWS):
+            source, lengths = batches.pad([documents[jobs[k]].ids for k in batch], self.tokenizer.pad_id)
+            state = self.model.start(self.model.encode(source, lengths))
+            bos, eos, rows = self.tokenizer.bos_id, self.tokenizer.eos_id, constraints.of_rows([0] * len(batch))
+            answers = decoding.generate(self.model, state, len(batch), settings, bos, eos, rows)
+            for k, hypotheses in zip(batch, answers, strict=True):
+                found[jobs[k]] = hypotheses
+        return [self._result(document, found.get(i, []), max_words) for i, document in enumerate(documents)]
+
+    def _document(self, text: str, settings: decoding.GenerationOptions) -> _Document:
+        """What the model reads of a text: all of it, or of a long one the sentences that say most."""
+        limit = self.config.max_input_length
+        start = text[: 16 * limit]
+        ids = self._pieces([start])[0]
+        foreign = sum(self.tokenizer.is_byte(index) for index in ids)
+        if not ids or 2 * foreign > len(ids):
+            first = next(iter(find_sentences(start, self._pieces)), None)
+            return _Document([], first.text if first else text.strip(), foreign=foreign > 0)
+        domain = 8 * foreign <= len(ids)
+        short = count_words(start) <= _SHORT and len(ids) <= 8 * _SHORT
+        if short and not (settings.forbid or settings.require or settings.prefix):
+            return _Document([], " ".join(text.split()), foreign=not domain)
+        if len(ids) <= limit and len(start) == len(text):
+            return _Document(ids, text, foreign=not domain)
+        sentences = find_sentences(text, self._pieces)
+        chosen = sorted(self._rank(sentences, [len(s.ids) for s in sentences], len(sentences), limit))
+        ids = [index for i in chosen for index in sentences[i].ids][:limit]
+        return _Document(ids, text, foreign=not domain, read=[(sentences[i].start, sentences[i].end) for i in chosen])
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The pieces of texts, without symbols (such as emoji) that the tokenizer does not know."""
+        known = self.tokenizer.characters
+        plain = ["".join(c for c in text if c in known or unicodedata.category(c) != "So") for text in texts]
+        return self.tokenizer.encode(plain)
+
+    def _rank(self, sentences: Sequence[Sentence], sizes: Sequence[int], count: int, budget: float) -> list[int]:
+        """The indices of the sentences that say most, the best first; see `rank`."""
+        cut = [sentence.ids[: self.config.max_input_length] for sentence in sentences]
+        codes = ops.zeros((len(cut), 2 * self.config.model.encoder_size))
+        for batch in batches.length_batches([len(ids) for ids in cut], _BATCH_TOKENS, _BATCH_ROWS):
+            codes[batch] = self.model.codes(*batches.pad([cut[i] for i in batch], self.tokenizer.pad_id))
+        return rank(codes, sizes, count, budget)
+
+    def _extracted(self, text: str, count: int, max_words: int | None, settings: decoding.GenerationOptions) -> Result:
+        """The `count` sentences that say most, in their order; none that holds a forbidden phrase."""
+        if settings.require:
+            raise InputError("extract takes sentences as they stand: it cannot require words")
+        sentences = find_sentences(text, self._pieces)
+        if settings.forbid:
+            forbidden = decoding.Forbidden(settings.forbid, self.tokenizer)
+            sentences = [sentence for sentence in sentences if not forbidden.stands_in(sentence.text)]
+        if not sentences:
+            return Result("", extra={"sentences": []})
+        sizes = [count_words(sentence.text) for sentence in sentences]
+        chosen = sorted(self._rank(sentences, sizes, count, math.inf if max_words is None else max_words))
+        whole = " ".join(" ".join(sentences[i].text.split()) for i in chosen)
+        summary = cut_words(whole, max_words)
+        spans = [{"text": sentences[i].text, "start": sentences[i].start, "end": sentences[i].end} for i in chosen]
+        return Result(summary, warnings=("truncated",) if summary != whole else (), extra={"sentences": spans})
+
+    def _result(self, document: _Document, found: list[decoding.Hypothesis], max_words: int | None) -> Result:
+        extra = {"read": [list(span) for span in document.read]} if document.read else {}
+        if not found:
+            text = cut_words(document.text, max_words)
+            cut = text != document.text
+            given = [name for name, is_so in (("out_of_domain", document.foreign), ("truncated", cut)) if is_so]
+            return Result(text, warnings=tuple(given))
+        texts = [cut_words(self._finish(text), max_words) for text in self.tokenizer.decode([h.ids for h in found])]
+        best, score = found[0], _confidence(found[0])
+        warnings = (
+            ("repetition", best.repeating),
+            ("length_ratio", count_words(texts[0]) > count_words(document.text)),
+            ("out_of_domain", document.foreign),
+            ("truncated", not (best.finished or best.repeating)),
+            ("low_confidence", score < _LOW),
+        )
+        others = tuple(Result(text, _confidence(h)) for text, h in zip(texts[1:], found[1:], strict=True))
+        return Result(texts[0], score, others, tuple(name for name, is_so in warnings if is_so), extra)
+
+    def _finish(self, text: str) -> str:
+        return capitalize(text) if self.config.capitalized else text
+
+    # Measuring -------------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, examples: Sequence[tuple[str, str]], **options: Any) -> dict[str, float | str]:
+        """ROUGE-1, 2 and L (F1, words in lower case, no stemming) against the examples' summaries.
+
+        Beside it that of the document's first sentence (lead), of its first words, as many as a summary has on average
+        (lead_words), and of the one sentence that says most (extract). In Chinese and Japanese characters are the words.
+        """
+        documents = [document for document, _ in examples]
+        references = [[summary] for _, summary in examples]
+        length = round(sum(count_words(summary) for _, summary in examples) / max(len(examples), 1))
+        first = [next((s.text for s in find_sentences(text, self._pieces)), "") for text in documents]
+        answers = {
+            "": [result.text for result in self.answer(documents, **options)],
+            "lead_": first,
+            "lead_words_": [cut_words(text, max(length, 1)) for text in documents],
+            "extract_": [result.text for result in self.answer(documents, extract=1)],
+        }
+        sole = not {"zh", "ja"}.isdisjoint(self.config.languages)
+        words = (lambda text: [c for c in text if not c.isspace()]) if sole else metrics.rouge_words
+        figures: dict[str, float | str] = {"pairs": len(examples)}
+        for prefix, texts in answers.items():
+            figures |= {prefix + name: value for name, value in metrics.rouge(texts, references, words).items()}
+        return figures
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """A number of words or sentences, from Python or as a string of --set."""
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or number != float(value):
+        raise InputError(f"{name} = {value}: must be a whole number of at least 1")
+    return number
+
+
+def _confidence(hypothesis: decoding.Hypothesis) -> float:
+    """exp of the mean log-probability of a piece (the end is one)."""
+    return math.exp(min(0.0, hypothesis.score / max(len(hypothesis.token_scores), 1)))
 
 
 def _some(examples: Sequence[tuple[str, str]], characters: int) -> list[tuple[str, str]]:

@@ -1,0 +1,60 @@
+"""Counting words, and keeping a summary to a number of them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rheme.decoding import Forbidden
+
+# A character of a script without spaces counts as a word of its own: kana, CJK ideographs, their compatibility forms.
+_SOLE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_SOLE}]|[^\s{_SOLE}]+")
+
+
+def count_words(text: str) -> int:
+    """Words are divided by spaces; a Chinese or Japanese character is one."""
+    return len(_WORD.findall(text))
+
+
+def cut_words(text: str, limit: int | None) -> str:
+    """The text up to the end of its last permitted word."""
+    if limit is None:
+        return text
+    for number, match in enumerate(_WORD.finditer(text)):
+        if number == limit:
+            return text[: match.start()].rstrip()
+    return text
+
+
+class WordLimit(Forbidden):
+    """Besides forbidden phrases: after so many words no further one is begun, so that the search looks for an end before that.
+
+    A piece counts as the words that it begins when it comes after a whole word.
+    """
+
+    def __init__(self, limit: int, texts: Sequence[str], tokenizer: Any) -> None:
+        super().__init__(texts, tokenizer)
+        self._limit = limit
+        self._costs = [_begun(surface.decode("utf-8", "replace")) for surface in tokenizer.surfaces]
+        self._beyond: dict[int, NDArray[np.int64]] = {}
+
+    def banned(self, ids: Sequence[int], strict: bool = False) -> NDArray[np.int64]:
+        """The ids that must not come after these."""
+        left = self._limit - sum(self._costs[index] for index in ids)
+        if left not in self._beyond:
+            beyond = [index for index, cost in enumerate(self._costs) if cost > left and cost > 0]
+            self._beyond[left] = np.array(beyond, np.int64)
+        forbidden = super().banned(ids, strict)
+        return np.union1d(forbidden, self._beyond[left]) if len(forbidden) else self._beyond[left]
+
+
+def _begun(surface: str) -> int:
+    """The words that a piece begins: after a space (a space alone begins what the next bytes spell), and sole characters."""
+    if not surface.strip():
+        return int(surface.startswith(" "))
+    words = _WORD.findall(surface)
+    joined = not surface[0].isspace() and not re.match(rf"[{_SOLE}]", surface)
+    return len(words) - joined
