@@ -158,6 +158,24 @@ def test_rouge_by_hand() -> None:
     assert metrics.rouge(["今天好"], [["今天很好"]], words=list)["rougeL"] == pytest.approx(600 / 7)
 
 
+def test_rouge_agrees_with_the_oracle(rng: np.random.Generator) -> None:
+    """Google's rouge_score on texts of few different words, so that n-grams repeat, with capitals, digits and punctuation."""
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+    vocabulary = ["the", "The", "cat", "a", "B2B", "2,5", "e-mail", "naïve", "—", "sat.", "今天", "mat"]
+
+    def text() -> str:
+        return " ".join(rng.choice(vocabulary, rng.integers(0, 14)))
+
+    predictions, references = [text() for _ in range(200)], [[text() for _ in range(rng.integers(1, 4))] for _ in range(200)]
+    found = metrics.rouge(predictions, references)
+    for name, value in found.items():
+        best = [
+            max(scorer.score(reference, prediction)[name].fmeasure for reference in wanted)
+            for prediction, wanted in zip(predictions, references, strict=True)
+        ]
+        assert value == pytest.approx(100 * sum(best) / len(best), rel=1e-12)
+
+
 def test_labels() -> None:
     assert metrics.accuracy([1, 2, 2, 3], [1, 2, 3, 3]) == 75.0
     # a: 2/3 (2 right of 2 wanted and 4 said), b: 0, c: 1

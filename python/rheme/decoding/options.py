@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -19,7 +19,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     repetition_penalty (Keskar et al. 2019) lowers pieces that were already written, no_repeat_ngram_size n forbids a piece that
     would complete n pieces a second time. length_penalty p: beams are ranked by score / length**p. coverage_penalty b (Wu et
     al. 2016), of models that attend to a source: finished texts of a beam search gain b * sum over the source of
-    log(min(attention received, 1)), so that those that leave a part of it out fall behind. early_stopping: end a beam
+    log(min(attention received, 1)), so that those that leave a part of it out fall behind; with coverage "once", for summaries,
+    they lose b * the attention received beyond 1, so that those that read a part of it twice do. early_stopping: end a beam
     search with the first num_beams finished texts. stop: strings at which to end (the task looks for them).
 
     forbid: words or phrases that are not to be written, in whatever case. require: words or phrases that must be. prefix: how
@@ -38,6 +39,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     no_repeat_ngram_size: int = 0
     length_penalty: float = 1.0
     coverage_penalty: float = 0.0
+    coverage: Literal["all", "once"] = "all"
     early_stopping: bool = False
     seed: int = 0
     stop: tuple[str, ...] = ()

@@ -93,7 +93,7 @@ class Path:
             score = math.fsum(scores)
         normalized = score / max(len(scores), 1) ** options.length_penalty
         if self.covered is not None:
-            normalized += options.coverage_penalty * coverage(self.covered)
+            normalized += options.coverage_penalty * coverage(self.covered, options.coverage)
         return Hypothesis(ids, score, normalized, finished, repeating, tuple(scores))
 
 
@@ -106,8 +106,13 @@ def loop(ids: list[int]) -> int:
     return 0
 
 
-def coverage(covered: Array) -> float:
-    """The sum over source positions of log(min(attention received, 1)), at most 0 (Wu et al. 2016, equation 14)."""
+def coverage(covered: Array, kind: str = "all") -> float:
+    """The sum over source positions of log(min(attention received, 1)), at most 0 (Wu et al. 2016, equation 14).
+
+    Of the kind "once" it is minus what they received beyond 1 (akin to the coverage loss of See et al. 2017).
+    """
+    if kind == "once":
+        return -float(ops.sum(ops.sub(np.clip(covered, 1, None), 1.0)))
     return float(ops.sum(ops.log(np.clip(covered, _NEVER_READ, 1))))
 
 

@@ -16,7 +16,7 @@ from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.plugins.summarization.extraction import Sentence, find_sentences, rank
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
-from rheme.tasks import Result, Task
+from rheme.tasks import Result, Task, nearest
 from rheme.text import batches, readers
 from rheme.text.casing import capitalize, sentence_case, word_forms
 from rheme.text.tokenizer import Tokenizer
@@ -164,7 +164,11 @@ class Summarization(Task):
         for text in inputs:
             if not isinstance(text, str):
                 raise InputError(f"a text to summarize must be a str, not {type(text).__name__}")
-        merged = self.options | options
+        known = ("max_words", "extract", *decoding.GenerationOptions.__struct_fields__)
+        for name in options:
+            if name not in known:
+                raise InputError(f"unknown option {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+        merged = {"coverage": "once"} | self.options | options
         defaults = merged.pop("max_words", None), merged.pop("extract", None)
         max_words = _whole("max_words", defaults[0] if max_words is None else max_words)
         extract = _whole("extract", defaults[1] if extract is None else extract)
@@ -194,7 +198,7 @@ class Summarization(Task):
         foreign = sum(self.tokenizer.is_byte(index) for index in ids)
         if not ids or 2 * foreign > len(ids):
             first = next(iter(find_sentences(start, self._pieces)), None)
-            return _Document([], first.text if first else text.strip(), foreign=foreign > 0)
+            return _Document([], first.text if first else text.strip(), foreign=bool(text.strip()))
         domain = 8 * foreign <= len(ids)
         short = count_words(start) <= _SHORT and len(ids) <= 8 * _SHORT
         if short and not (settings.forbid or settings.require or settings.prefix):

@@ -17,7 +17,7 @@ from rheme.text.sentences import split_sentences
 
 Array = NDArray[Any]
 
-_NOVELTY = 0.3  # weight of being unlike what is chosen, against that of being like the document
+_NOVELTY = 0.5  # weight of being unlike what is chosen, against that of being like the document
 _FIRST = 0.1  # bonus of the first sentence, falling with the position's inverse: documents begin with their subject
 
 
