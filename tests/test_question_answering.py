@@ -211,6 +211,27 @@ def test_negatives_ask_another_passage_of_the_article() -> None:
     assert sum(len(asked.spans) == 0 for group in groups for asked in group.asked) == 3
 
 
+def test_begins_with_given_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "v.txt"
+    path.write_text("2 16\nparis " + " ".join(["0.5"] * 16) + "\nzebra 1 2\nlives " + " ".join(["-1"] * 16) + "\n")
+    task = new_task(vectors=str(path))
+    with nn.init_scope(0):
+        task.setup(facts(20))
+    weight = task.model.words.weight.data
+    assert (weight[task.tokenizer.piece_id("paris")] == 0.5).all()
+    assert (weight[task.tokenizer.piece_id("lives")] == -1).all()
+    assert np.ptp(weight[task.tokenizer.piece_id("oslo")]) > 0
+    assert task.config.vectors == ""  # no path in the stored model
+    for text, message in (
+        ("paris 1 2\n", "1:1: 2 numbers, 16"),
+        ("zebra 1\n", "none"),
+        ("paris" + " x" * 16, "1:7: not a line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            new_task(vectors=str(path)).setup(facts(20))
+
+
 # Answers ----------------------------------------------------------------------------------------------------------------------
 
 TEXTS = st.text(max_size=300) | st.text(st.sampled_from("aB1 .,\n\t你好é\u0301😀ก็हि"), max_size=300)

@@ -21,6 +21,7 @@ from rheme.storage import write_json
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches
 from rheme.text.squad import QuestionExample, read_questions, squad_json
+from rheme.text.vectors import read_vectors
 from rheme.text.vocabulary import Vocabulary
 from rheme.text.words import find_words
 
@@ -37,7 +38,8 @@ class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
     """languages: for the card. vocab_size: words with a vector of their own; min_count: how often training must see one.
 
     window: words read at once; a longer context is read in windows that overlap by half. max_questions: of one passage trained
-    on together. negatives: share of the questions that are also asked of another passage of the same article.
+    on together. negatives: share of the questions that are also asked of another passage of the same article. vectors: a text
+    file of word vectors to begin with (a word and model.word_size numbers a line).
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en"])
@@ -46,6 +48,7 @@ class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
     window: int = 320
     max_questions: int = 5
     negatives: float = 0.15
+    vectors: str = ""
     model: SpanReaderConfig = msgspec.field(default_factory=SpanReaderConfig)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,11 @@ class QuestionAnswering(Task):
         lines = (" ".join(find_words(text.lower().replace("’", "'"))[0]) for text in texts)
         self.tokenizer = Vocabulary.train(lines, self.config.vocab_size, self.config.min_count)
         self.build()
+        if self.config.vectors:
+            ids = {word: index for index, word in enumerate(self.tokenizer.words)}
+            rows, vectors = read_vectors(self.config.vectors, ids, self.config.model.word_size)
+            self.model.words.weight.data[rows] = vectors
+            self.config.vectors = ""  # the model holds them now; the path means nothing elsewhere
 
     def build(self) -> None:
         """The model, with as many words as the vocabulary has."""
