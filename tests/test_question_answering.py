@@ -154,20 +154,37 @@ def test_reads_rows(tmp_path: Path) -> None:
     assert read_questions(tmp_path / "x.tsv")[0] == QuestionExample("In Rome.", "Where?", "In Rome.", (("Rome", 3),), "1")
 
 
+def test_an_answer_in_other_words_is_for_evaluation_only() -> None:
+    task = new_task()
+    examples = [QuestionExample("a", "Where?", "Tom lives in Paris.", (("Paris", 13), ("Paris, France", -1))),
+                QuestionExample("a", "Who?", "Tom lives in Paris.", (("Thomas", -1),)),
+                QuestionExample("a", "Why?", "Tom lives in Paris.", ())]  # fmt: skip
+    with nn.init_scope(0):
+        task.setup(examples)
+    (group,) = task.encode_all(examples)
+    assert [asked.spans.tolist() for asked in group.asked] == [[[3, 3]], []]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("x.json", "{", "not JSON"),
         ("x.json", '{"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}', "not SQuAD's JSON.*context"),
         ("x.json", '{"data": []}', "no questions"),
-        ("x.json", json.dumps(squad([{"id": "7", "question": "?", "answers": [{"text": "Rome"}]}])), "question 7.*'Rome'"),
-        ("x.tsv", "Where?\tIn Rome.\tOslo\n", "example 1.*'Oslo'"),
+        ("x.json", json.dumps(squad([{"id": "7", "question": "?", "answers": [{"text": "Rome"}]}])), "1 of 1.*7.*'Rome'"),
+        ("x.tsv", "Where?\tIn Rome.\tOslo\n", "1 of 1 answers.*'Oslo'"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_told(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_questions(tmp_path / name)
+
+
+def test_chinese_answers_are_measured_by_characters() -> None:
+    task, found = new_task(languages=["zh"]), Result("北京市")
+    task.answer = lambda *_, **__: [found]
+    assert task.evaluate([QuestionExample("a", "q", "c", (("北京", 0),))])["f1"] == pytest.approx(80)
 
 
 def test_splits_by_article() -> None:
@@ -264,6 +281,22 @@ def test_learns_and_answers(model: Path) -> None:
     context = "Zoe is 44 years old and lives in Lima. Bob is a friend, but far away."
     results = task([("How old is Zoe?", context), ("Where does Zoe live?", context)], no_answer_threshold=0.0)
     assert [str(result) for result in results] == ["44", "Lima"]
+
+
+def test_learns_chinese_by_characters(tmp_path: Path) -> None:
+    chance, examples = np.random.default_rng(0), []
+    names, places = "王伟 李娜 张敏 刘洋 陈静 杨光".split(), "北京市 上海市 巴黎 东京都 成都市 罗马".split()
+    for number in range(240):
+        who, place, age = chance.choice(names), chance.choice(places), str(chance.integers(20, 90))
+        context = f"{who}今年{age}岁，住在{place}，喜欢读书。"
+        for question, answer in ((f"{who}住在哪里？", place), (f"{who}今年多大？", f"{age}岁")):
+            examples.append(QuestionExample(str(number), question, context, ((answer, context.index(answer)),), f"{number}"))
+    (tmp_path / "train.json").write_text(json.dumps(squad_json(examples)))
+    config = {"task": {"min_count": 1, "model": SIZES, "languages": ["zh"]}}
+    sizes = {"batch_tokens": 300, "learning_rate": 0.01, "max_epochs": 8, "warmup_steps": 20}
+    out = tmp_path / "m"
+    figures = rheme.train("question-answering", tmp_path / "train.json", out=out, config=config, valid_share=0.1, **sizes)
+    assert figures["f1"] > 90
 
 
 def test_finds_the_answer_in_a_long_context_and_among_several(model: Path) -> None:

@@ -50,11 +50,16 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     return _best(predictions, references, lambda p, r: float(normalize_answer(p) == normalize_answer(r)))
 
 
-def answer_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean F1 of the normalised words, with the best reference of each."""
+def answer_f1(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], words: Callable[[str], list[str]] = str.split
+) -> float:
+    """Mean F1 of the normalised words, with the best reference of each.
+
+    words: how a normalised answer is cut; give one that cuts into characters for Chinese.
+    """
 
     def score(prediction: str, reference: str) -> float:
-        found, wanted = normalize_answer(prediction).split(), normalize_answer(reference).split()
+        found, wanted = words(normalize_answer(prediction)), words(normalize_answer(reference))
         if not found or not wanted:
             return float(found == wanted)
         return _f1((Counter(found) & Counter(wanted)).total(), len(found), len(wanted))

@@ -142,7 +142,7 @@ class QuestionAnswering(Task):
         return self.encode_all([example])[0]
 
     def encode_all(self, examples: Sequence[QuestionExample]) -> list[_Group]:
-        """Windows with up to max_questions questions each; what has an answer too long or cut by a window is left out."""
+        """Windows with up to max_questions questions each. Left out: answers too long, or nowhere whole."""
         by_context: dict[str, list[QuestionExample]] = {}
         by_article: dict[str, dict[str, None]] = {}
         for example in examples:
@@ -160,7 +160,7 @@ class QuestionAnswering(Task):
                 if not len(words) or not len(ids):
                     continue
                 spans = self._spans(example.answers, context, places)
-                window = self._window_of(spans, len(ids))
+                window = self._window_of(spans, len(ids)) if len(spans) or not example.answers else None
                 if window is not None:
                     start, stop = window
                     inside = (spans[:, 0] >= start) & (spans[:, 1] < stop)
@@ -216,7 +216,7 @@ class QuestionAnswering(Task):
         """
         begins, ends = places[:, 0], places[:, 1]
         found: dict[tuple[int, int], None] = {}
-        for text, given in dict.fromkeys(answers):
+        for text, given in dict.fromkeys(answer for answer in answers if answer[1] >= 0):
             first = int(np.searchsorted(ends, given, "right"))
             last = int(np.searchsorted(begins, given + len(text), "left")) - 1
             if first <= last:
@@ -426,7 +426,10 @@ class QuestionAnswering(Task):
             return
         asked = [*answerable, *refusals]
         results = self.answer([(example.question, example.context) for example in asked], no_answer_threshold=0.0)
-        gains = [metrics.answer_f1([r.text], [[t for t, _ in e.answers]]) for r, e in zip(results, answerable, strict=False)]
+        gains = [
+            metrics.answer_f1([r.text], [[t for t, _ in e.answers]], self._cut)
+            for r, e in zip(results, answerable, strict=False)
+        ]
         # Each side weighs half: raising the threshold past a question loses its F1, or wins a refusal.
         rows = [(r.extra["answerable"], -gain / len(gains)) for r, gain in zip(results, gains, strict=False)]
         rows += [(r.extra["answerable"], 100.0 / len(refusals)) for r in results[len(answerable) :]]
@@ -452,6 +455,10 @@ class QuestionAnswering(Task):
                     break
         return found
 
+    def _cut(self, answer: str) -> list[str]:
+        """The words that F1 counts: SQuAD's; where the language has no spaces, those of `find_words`, its characters."""
+        return find_words(answer)[0] if {"zh", "ja", "th"} & set(self.config.languages) else answer.split()
+
     def evaluate(self, examples: Sequence[QuestionExample], **options: Any) -> dict[str, float | str]:
         """exact_match and f1 as SQuAD's scripts have them, and how many questions.
 
@@ -467,13 +474,13 @@ class QuestionAnswering(Task):
         wanted = [[text for text, _ in example.answers] or [""] for example in examples]
         figures: dict[str, float | str] = {
             "exact_match": metrics.exact_match(found, wanted),
-            "f1": metrics.answer_f1(found, wanted),
+            "f1": metrics.answer_f1(found, wanted, self._cut),
             "questions": len(examples),
         }
         if not all(answerable):
             for name, kept in (("has_answer", True), ("no_answer", False)):
                 rows = [n for n, has in enumerate(answerable) if has == kept]
-                figures[f"{name}_f1"] = metrics.answer_f1([found[n] for n in rows], [wanted[n] for n in rows])
+                figures[f"{name}_f1"] = metrics.answer_f1([found[n] for n in rows], [wanted[n] for n in rows], self._cut)
                 figures[f"{name}_questions"] = len(rows)
         return figures
 
