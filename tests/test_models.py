@@ -63,6 +63,8 @@ MODELS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("pointer, latent", pointer, {"latent_size": 3, "encoder_layers": 2}),
     ("vae", text_vae, {"annealing": "none"}),
     ("vae, both directions", text_vae, {"bidirectional": True, "word_dropout": 0.3, "free_bits": 0.1}),
+    ("vae, normalised posterior", text_vae, {"posterior_deviation": 0.7}),
+    ("language model", text_vae, {"latent_size": 0}),
 ]
 every_model = pytest.mark.parametrize(("make", "settings"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
 
@@ -106,6 +108,9 @@ def test_gradients_end_to_end(make: Callable[..., Any], settings: dict[str, Any]
 
     loss().backward()
     for name, parameter in model.named_parameters():
+        if ".running_" in name:
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         start, epsilon = parameter.data.copy(), 1e-6
         for _ in range(2):
@@ -131,7 +136,7 @@ def test_threads_do_not_change_a_bit(
         with nn.dropout_scope(0, 1):
             loss, _, _ = loss_of(model, batch)
         loss.backward()
-        found.append([loss.data.tobytes(), *(p.grad.tobytes() for p in model.parameters())])
+        found.append([loss.data.tobytes(), *(p.grad.tobytes() for p in model.parameters() if p.grad is not None)])
     assert found[0] == found[1]
 
 
@@ -362,6 +367,46 @@ def test_beta_schedules() -> None:
     assert betas[25] == pytest.approx(0.5)
     assert betas[50:100] == [1.0] * 50
     assert TextVAEConfig(annealing="none").beta_at(1, 100) == 1.0
+
+
+def test_pretraining_begins_with_an_autoencoder_and_a_new_decoder() -> None:
+    model = text_vae(pretraining_share=0.2, annealing_share=0.5)
+    assert [model.config.beta_at(step, 100) for step in (1, 20, 40, 60, 100)] == pytest.approx([0, 0, 0.5, 1, 1])
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    for step in range(1, 22):
+        model.on_step(step, 100)
+        if step == 20:
+            assert all((array == before[name]).all() for name, array in model.state_dict().items())
+    kept = {name for name, array in model.state_dict().items() if (array == before[name]).all()}
+    assert {"embedding.weight", "encoder.weight_ih_l0", "posterior.mu.weight", "posterior.logvar.weight"} <= kept
+    assert not kept & {"bridge.weight", "decoder.weight_ih_l0", "decoder.weight_hh_l0", "output.projection.weight"}
+    # as in a run that was resumed there: the same new weights
+    again = text_vae(pretraining_share=0.2, annealing_share=0.5)
+    again.on_step(21, 100)
+    assert all((array == again.state_dict()[name]).all() for name, array in model.state_dict().items())
+
+
+def test_aggressive_training_gives_the_encoder_more_turns(rng: np.random.Generator) -> None:
+    model, batch = text_vae(aggressive_steps=2, aggressive_share=0.5, dropout=0.0).train(), pair(rng, 4)
+    turns = []
+    for step in range(1, 13):
+        loss_of(model, batch)[0].backward()
+        model.on_gradients(step, 20)
+        given = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+        turns.append({frozenset({"encoder", "posterior"}): "e"}.get(frozenset(given), "d" if "encoder" not in given else "b"))
+        model.zero_grad()
+    assert "".join(turns) == "eedeedeedebb"
+
+
+def test_a_normalised_posterior_pays_at_least_what_gamma_asks(rng: np.random.Generator) -> None:
+    """KL >= D gamma^2 / 2 on the batch's mean: sum of (mu^2 + var - log var - 1) / 2 >= mu^2 / 2 (Zhu et al. 2020)."""
+    model, batch = text_vae(posterior_deviation=0.7, dropout=0.0).train(), pair(rng, 16)
+    assert loss_of(model, batch)[2]["kl"] >= 4 * 0.7**2 / 2 - 1e-4
+    for step in range(1, 400):
+        loss_of(model, batch)
+        model.on_gradients(step, 1000)
+    whole = loss_of(model.eval(), batch)[2]["kl"]
+    assert whole == pytest.approx(loss_of(model.train(), batch)[2]["kl"], rel=1e-3), "the running figures are the batch's"
 
 
 def test_beta_weighs_the_kl(rng: np.random.Generator) -> None:

@@ -8,7 +8,7 @@ import pytest
 import reference
 from rheme import _core, nn, ops, optim
 from rheme import functional as F
-from rheme.autograd import Tensor, no_grad
+from rheme.autograd import Tensor, gradcheck, no_grad
 from rheme.errors import InputError
 
 LENGTHS = [4, 7, 0, 1, 7, 2]
@@ -394,3 +394,29 @@ def test_schedules() -> None:
     assert [optim.cosine(4, 8, 0.5)(step) for step in (2, 4, 8, 20)] == [0.5, 1, 0.5, 0.5]
     assert optim.cosine(0, 8)(4) == pytest.approx(0.5)
     assert [optim.inverse_sqrt(4)(step) for step in (2, 4, 16)] == [0.5, 1, 0.5]
+
+
+def test_batch_norm(rng: np.random.Generator) -> None:
+    norm = nn.BatchNorm(3, deviation=0.6)
+    norm.bias.data[...] = [0.5, 0.0, -1.0]
+    batches = [rng.standard_normal((40, 3)).astype(np.float32) * [3.0, 1.0, 0.1] + [5.0, 0.0, -2.0] for _ in range(300)]
+    batches = [batch.astype(np.float32) for batch in batches]
+    y = norm(batches[0]).numpy()
+    np.testing.assert_allclose(y.mean(axis=0), norm.bias.data, atol=1e-6)
+    np.testing.assert_allclose(y.std(axis=0), 0.6, rtol=1e-3)
+    for batch in batches:
+        norm(batch)
+        norm.update()
+    norm.eval()
+    expected = np.array([[8.0, 1.0, -1.9]], np.float32)  # one deviation above the mean
+    np.testing.assert_allclose(norm(expected).numpy() - norm.bias.data, 0.6, rtol=0.1)
+    before = norm.running_mean.data.copy()
+    norm(batches[0])
+    norm.update()
+    np.testing.assert_array_equal(norm.running_mean.data, before), "evaluation takes nothing in"
+
+
+def test_batch_norm_gradient(rng: np.random.Generator) -> None:
+    norm = nn.BatchNorm(3, deviation=0.6).astype(np.float64)
+    weight = rng.standard_normal((7, 3))
+    assert gradcheck(lambda x: F.sum(F.mul(norm(x), weight)), [rng.standard_normal((7, 3))])
