@@ -1,0 +1,390 @@
+"""The device: CuPy found, kernels compiled and launched, memory, and what is said when one of these fails.
+
+CuPy is imported when the first array of it appears, or is asked for; never before.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rheme import _core
+from rheme.errors import RhemeError
+
+Array = Any  # a cupy.ndarray
+
+EXTRAS = "pip install 'rheme[cuda13]' (or 'rheme[cuda12]' for a driver of CUDA 12)"
+_OLDEST = (14, 2)
+
+# CuPy adds -ftz=true and the architecture. Nothing is contracted, so that what is said in the kernels is what is computed.
+OPTIONS = ("-fmad=false", "-std=c++17")
+THREADS = 256
+_NULL = np.uint64(0)  # CuPy passes None as an argument that isn't there, not as a null pointer
+
+
+# CuPy ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def cupy() -> Any:
+    """The module, with a device that answers. RhemeError, in one line, for whatever stands in the way."""
+    try:
+        module = importlib.import_module("cupy")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise RhemeError(f"device 'cuda' needs CuPy: {EXTRAS}") from None
+        raise RhemeError(f"CuPy cannot be loaded ({_line(error)}): {EXTRAS}") from None
+    version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+    if version < _OLDEST:
+        raise RhemeError(f"CuPy {module.__version__} is too old, {'.'.join(map(str, _OLDEST))} is needed: {EXTRAS}")
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CUDARuntimeError, or what a missing library raises
+        raise RhemeError(_no_device(module, error)) from None
+    if count == 0:
+        raise RhemeError("device 'cuda': the driver shows no GPU (is CUDA_VISIBLE_DEVICES empty?)")
+    return module
+
+
+def _line(error: BaseException) -> str:
+    """What an exception says, in one line of bearable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _no_device(module: Any, error: Exception) -> str:
+    text = str(error)
+    if "insufficient" in text.lower():
+        return (
+            f"the NVIDIA driver is too old for this CuPy {module.__version__}, or there is none: update the driver, "
+            f"or install the CuPy of its CUDA version: {EXTRAS}"
+        )
+    if "NoDevice" in text or "no CUDA-capable" in text:
+        return "device 'cuda': the driver finds no GPU"
+    return f"device 'cuda' does not answer ({_line(error)}); is an NVIDIA driver installed, and CuPy's CUDA libraries: {EXTRAS}"
+
+
+@functools.cache
+def _cublas() -> Any:
+    try:
+        return importlib.import_module("cupy_backends.cuda.libs.cublas")
+    except ImportError as error:
+        raise RhemeError(f"CuPy finds no cuBLAS ({_line(error)}): {EXTRAS}") from None
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """CuPy's errors of memory and of the compiler become one line."""
+    try:
+        yield
+    except RhemeError:
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise RhemeError(out_of_memory(error)) from None
+        if type(error).__name__ == "CompileException":
+            raise RhemeError(f"a CUDA kernel of rheme does not compile here: {_line(error)}") from None
+        raise
+
+
+def out_of_memory(error: Exception) -> str:
+    """The line for an allocation that failed."""
+    try:
+        free, total = cupy().cuda.runtime.memGetInfo()
+        held = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    except Exception:
+        held = _line(error)
+    return f"the GPU is out of memory ({held}): lower train.batch_tokens, or shorten the texts"
+
+
+# Kernels ------------------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where the kernels' text is: beside the compiled core."""
+    return Path(_core.__file__).parent / "cuda"
+
+
+@functools.cache
+def source(name: str) -> str:
+    """The text of a kernel file with its own headers in it: CuPy's cache looks at the text alone."""
+    seen: set[str] = set()
+
+    def read(part: str) -> Iterator[str]:
+        for line in (folder() / part).read_text(encoding="utf-8").splitlines():
+            included = re.match(r'#include "([^"]+)"', line)
+            if included and included[1] not in seen:
+                seen.add(included[1])
+                yield from read(included[1])
+            elif not included and line.strip() != "#pragma once":
+                yield line
+
+    return "\n".join(read(f"{name}.cu")) + "\n"
+
+
+@functools.cache
+def _kernel(name: str, kernel: str, dtype: str) -> Any:
+    module = _module(name, dtype)
+    with explained():
+        return module.get_function(kernel)
+
+
+@functools.cache
+def _module(name: str, dtype: str) -> Any:
+    """A kernel file, compiled for one floating type. The first time on a machine takes a second, and says so."""
+    options = (*OPTIONS, f"-DRHEME_FLOAT={'double' if dtype == 'float64' else 'float'}")
+    module = cupy().RawModule(code=source(name), options=options)
+    marker = _marker(source(name), options)
+    if marker is not None and not marker.exists():
+        print(f"rheme: compiling {name} kernels for {isa()} (once; kept in {marker.parent})", file=sys.stderr, flush=True)
+    with explained():
+        module.compile()
+    if marker is not None:
+        with contextlib.suppress(OSError):
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    compiled.append(f"{name} ({dtype})")
+    return module
+
+
+compiled: list[str] = []  # in this process, or taken from the cache
+
+
+def _marker(text: str, options: Sequence[str]) -> Path | None:
+    """A file beside CuPy's own that says: this text has been compiled before, for this GPU by this CuPy."""
+    if os.environ.get("CUPY_CACHE_IN_MEMORY", "0") not in ("", "0"):
+        return None
+    key = hashlib.sha256("\0".join((text, *options, isa(), cupy().__version__)).encode()).hexdigest()
+    cache = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    return cache / f"rheme-{key[:32]}"
+
+
+def launch(
+    name: str, kernel: str, dtype: Any, grid: int | tuple[int, int], block: int, *arguments: Any, shared: int = 0
+) -> None:
+    """Start a kernel of a file on the current stream.
+
+    Arguments: arrays, None for a null pointer, ints (int64_t), floats (double), and NumPy scalars as what they are.
+    """
+    grid = grid if isinstance(grid, tuple) else (grid,)
+    if 0 in grid:
+        return
+    given = tuple(_NULL if a is None else a for a in arguments)
+    _kernel(name, kernel, np.dtype(dtype).name)(grid, (block,), given, shared_mem=shared)
+
+
+def each(n: int) -> int:
+    """Blocks of THREADS for n elements: every thread one, up to what fills any GPU, then more."""
+    return min(-(-n // THREADS), 8192)
+
+
+def row_threads(columns: int) -> int:
+    """Threads of a block that takes a row: enough to have a few elements each."""
+    return 256 if columns > 512 else 128 if columns > 128 else 32
+
+
+# Arrays -------------------------------------------------------------------------------------------------------------------
+
+
+def empty(*, shape: Sequence[int], dtype: str) -> Array:
+    with explained():
+        return cupy().empty(tuple(shape), dtype)
+
+
+def zeros(*, shape: Sequence[int], dtype: str) -> Array:
+    with explained():
+        return cupy().zeros(tuple(shape), dtype)
+
+
+def upload(array: Any) -> Array:
+    """A NumPy array on the device; CuPy takes it through pinned memory, so that the call does not wait for the device."""
+    with explained():
+        return cupy().asarray(np.asarray(array, order="C"))
+
+
+def from_dlpack(array: Any) -> Array:
+    """An array of another library, such as PyTorch's, on the device: the same memory where it is there already."""
+    with explained():
+        return cupy().from_dlpack(array)
+
+
+_FLOATS = ("float32", "float64")
+
+
+def refuse(name: str, what: str) -> None:
+    raise ValueError(f"{name}: {what}")
+
+
+def floating(array: Any, name: str, ndim: int) -> str:
+    """The dtype's name of the array that decides it; it must be float32 or float64, with that many axes."""
+    kind = getattr(getattr(array, "dtype", None), "name", type(array).__name__)
+    if kind not in _FLOATS:
+        refuse(name, f"dtype {kind}, wanted float32 or float64")
+    if array.ndim != ndim:
+        refuse(name, f"{array.ndim} axes, wanted {ndim}")
+    return str(kind)
+
+
+def check(array: Any, name: str, dtype: str, shape: Sequence[int | None] | None, optional: bool = False) -> None:
+    """Refuse an array of another dtype, layout, shape (None: any size) or device, with the name of the argument."""
+    if array is None and optional:
+        return
+    if not type(array).__module__.startswith("cupy"):
+        raise TypeError(f"{name}: expected a CuPy array, got {type(array).__name__}")
+    if array.dtype != dtype:
+        refuse(name, f"dtype {array.dtype}, wanted {dtype}")
+    if shape is not None and (
+        array.ndim != len(shape) or any(w is not None and w != n for n, w in zip(array.shape, shape, strict=True))
+    ):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        refuse(name, f"shape {array.shape}, wanted ({wanted}{',' if len(shape) == 1 else ''})")
+    if not array.flags.c_contiguous:
+        refuse(name, "not C-contiguous")
+
+
+@functools.cache
+def fault() -> Array:
+    """Where kernels note the first id out of range: (position + 1, id), int64; 0: none. See `raise_fault`."""
+    return zeros(shape=(2,), dtype="int64")
+
+
+def raise_fault(position: float, value: float) -> None:
+    """IndexError for what a kernel noted. Ids that come from the host are checked there, before they are sent."""
+    if position:
+        raise IndexError(f"an id on the GPU is out of range: {int(value)} at position {int(position) - 1}")
+
+
+# Products -----------------------------------------------------------------------------------------------------------------
+
+_TYPES = {"float32": (0, 68), "float64": (1, 70)}  # CUDA_R_32F, CUBLAS_COMPUTE_32F; CUDA_R_64F, CUBLAS_COMPUTE_64F
+_ONE = {name: np.ones(1, name) for name in _TYPES}
+_ZERO = {name: np.zeros(1, name) for name in _TYPES}
+
+
+class Matrix:
+    """Rows of an array as cuBLAS takes them: where they begin, how far they are apart, and how far batches are."""
+
+    __slots__ = ("array", "ld", "offset", "stride", "transposed")
+
+    def __init__(self, array: Array, ld: int, transposed: bool = False, offset: int = 0, stride: int = 0) -> None:
+        self.array, self.ld, self.transposed, self.offset, self.stride = array, ld, transposed, offset, stride
+
+    def pointer(self) -> int:
+        return int(self.array.data.ptr) + self.offset * int(self.array.itemsize)
+
+
+def product(m: int, n: int, k: int, a: Matrix, b: Matrix, c: Matrix, add: bool = False, batch: int = 1) -> None:
+    """c (m, n) = a (m, k) b (k, n), or c += with `add`; `transposed` where a is stored (k, m), b (n, k). Row-major, batched."""
+    if m == 0 or n == 0 or batch == 0:
+        return
+    if k == 0:
+        if not add:
+            c.array.fill(0)
+        return
+    name = c.array.dtype.name
+    kind, compute = _TYPES[name]
+    blas, handle = _cublas(), cupy().cuda.device.get_cublas_handle()
+    # cuBLAS is column-major: it is asked for c^T = b^T a^T.
+    shape = (handle, int(b.transposed), int(a.transposed), n, m, k, _ONE[name].ctypes.data)
+    beta = (_ONE if add else _ZERO)[name].ctypes.data
+    left, right, out = b.pointer(), a.pointer(), c.pointer()
+    if batch == 1:
+        blas.gemmEx(*shape, left, kind, b.ld, right, kind, a.ld, beta, out, kind, c.ld, compute, -1)
+    else:
+        strides = (b.stride, a.stride, c.stride)
+        blas.gemmStridedBatchedEx(
+            *shape, left, kind, b.ld, strides[0], right, kind, a.ld, strides[1], beta, out, kind, c.ld, strides[2], batch,
+            compute, -1,
+        )  # fmt: skip
+
+
+def column_sums(x: Array, out: Array) -> None:
+    """out (C,) = the sums of the columns of x (M, C): blocks of 512 rows, then the blocks."""
+    m, c = x.shape
+    blocks = -(-m // 512)
+    strips = -(-c // 32)
+    if blocks <= 1:
+        launch("gemm", "column_sums", x.dtype, (strips, 1), THREADS, m, c, max(m, 1), x, out)
+        return
+    partial = empty(shape=(blocks, c), dtype=x.dtype.name)
+    launch("gemm", "column_sums", x.dtype, (strips, blocks), THREADS, m, c, 512, x, partial)
+    launch("gemm", "column_sums", x.dtype, (strips, 1), THREADS, blocks, c, blocks, partial, out)
+
+
+# The machine --------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def isa() -> str:
+    """The architecture that kernels are compiled for, such as sm_90."""
+    return f"sm_{cupy().cuda.Device().compute_capability}"
+
+
+def available_isas() -> list[str]:
+    return [isa()]
+
+
+def set_isa(*, name: str) -> None:
+    if name != isa():
+        refuse("name", f"{name!r} is not available; available: {isa()}")
+
+
+def _properties() -> Any:
+    return cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)
+
+
+def num_threads() -> int:
+    """Multiprocessors."""
+    return int(_properties()["multiProcessorCount"])
+
+
+def set_num_threads(*, n: int) -> None:
+    if n != num_threads():
+        refuse("n", f"{n}: a GPU has the multiprocessors that it has, {num_threads()}")
+
+
+def build_info() -> dict[str, str]:
+    """The device, its memory, versions, and the kernel files in use."""
+    module = cupy()
+    free, total = module.cuda.runtime.memGetInfo()
+    name = _properties()["name"]
+    return {
+        "device": f"{name.decode() if isinstance(name, bytes) else name} ({isa()}, {num_threads()} multiprocessors)",
+        "memory": f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+        "cupy": str(module.__version__),
+        "cuda": _version(module.cuda.runtime.runtimeGetVersion()),
+        "driver": _version(module.cuda.runtime.driverGetVersion()),
+        "compiled": ", ".join(compiled) or "nothing yet",
+    }
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def arena_bytes() -> int:
+    """What CuPy's pool holds."""
+    return int(cupy().get_default_memory_pool().total_bytes())
+
+
+def fma_peak(*, dtype: str, iterations: int) -> float:
+    """Multiply-adds a second, times two, of a grid that fills the device."""
+    module, blocks = cupy(), 8 * num_threads()
+    y = empty(shape=(blocks * THREADS,), dtype=dtype)
+    start, stop = module.cuda.Event(), module.cuda.Event()
+    launch("optim", "fma_chain", dtype, blocks, THREADS, 1, 1.0, y)
+    start.record()
+    launch("optim", "fma_chain", dtype, blocks, THREADS, iterations, 1.0, y)
+    stop.record()
+    stop.synchronize()
+    seconds = module.cuda.get_elapsed_time(start, stop) / 1e3
+    return 2.0 * 16 * iterations * blocks * THREADS / max(seconds, math.ulp(1.0))

@@ -1,0 +1,201 @@
+"""What holds for `rheme._cuda` on any device: test_cuda.py runs it on the emulated one, test_gpu.py on a GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import reference
+from cuda_device import down, up
+from op_cases import CASES, cast
+from rheme import _core, _cuda
+from test_ops import EXACT, cancelled, close, cross_entropy_cases, flat, lstm_arguments, lstm_cases, run_cross_entropy, run_lstm
+
+
+class Device:
+    """`_cuda` behind the core's border: NumPy arrays in and out, opaque ones as they are."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(_cuda, name)
+        return lambda **given: down(function(**up(given)))
+
+
+DEVICE = Device()
+
+
+def op_equals_reference(op: str, dtype: str, rng: np.random.Generator) -> None:
+    for what, arguments, k in CASES[op](rng):
+        given = cast(arguments, dtype)
+        got = getattr(DEVICE, op)(**given)
+        if op in EXACT:
+            for g, w in zip(flat(got), flat(getattr(reference, op)(**given)), strict=True):
+                np.testing.assert_array_equal(g, w, f"{op} {what}")
+        else:
+            close(f"{op} {what}", got, getattr(reference, op)(**cast(given, "float64")), dtype, k, cancelled(op, given))
+
+
+# What is one formula to an element, or a fixed count of them, has the CPU's bits on every device.
+SAME_BITS = (
+    "exp log tanh sigmoid neg relu add sub mul div exp_backward log_backward tanh_backward sigmoid_backward relu_backward "
+    "dropout gaussian_kl gaussian_kl_backward embedding embedding_backward top_k max"
+).split()
+
+
+def op_has_the_bits_of_the_cpu(op: str, rng: np.random.Generator) -> None:
+    for what, arguments, _ in CASES[op](rng):
+        given = cast(arguments, "float32")
+        if given.get("free_bits_over") == "batch":
+            continue  # the mean that decides is summed in another order
+        for g, w in zip(flat(getattr(DEVICE, op)(**given)), flat(getattr(_core, op)(**given)), strict=True):
+            np.testing.assert_array_equal(g, w, f"{op} {what}")
+
+
+def lstm_equals_reference(dtype: str, rng: np.random.Generator) -> None:
+    for number, (what, arguments, k) in enumerate(lstm_cases(rng)):
+        given = cast(arguments, dtype)
+        (t, n, _), r, h = given["x"].shape, len(given["w_ih"]), given["w_hh"][0].shape[1]
+        grads = {
+            "dy": rng.normal(size=(t, n, r * h)),
+            "dh_n": rng.normal(size=(r, n, h)) if number % 2 else None,
+            "dc_n": rng.normal(size=(r, n, h)) if number % 3 else None,
+        }
+        grads = cast(grads, dtype)
+        pack, need_dx = number % 2 == 0, number % 5 != 0
+        forward, backward = map(down, run_lstm(_cuda, up(given), up(grads), pack, need_dx))
+        wide = cast({**given, **grads}, "float64")
+        want, want_back = run_lstm(
+            reference, {name: wide[name] for name in given}, {name: wide[name] for name in grads}, pack, need_dx
+        )
+        close(f"lstm {what}", forward, want, dtype, k)
+        close(f"lstm_backward {what}", backward, want_back, dtype, k * 8)
+        plain = _cuda.lstm(**up(given), packed=None, save=False)
+        assert plain[3] is None
+        assert plain[4] is None
+        for a, b in zip(down(plain[:3]), forward, strict=True):
+            np.testing.assert_array_equal(a, b, f"lstm {what}: packed and saved, or not")
+
+
+def lstm_does_not_see_the_padding(rng: np.random.Generator) -> None:
+    lengths = np.array([3, 0, 5, 1])
+    given = cast(lstm_arguments(rng, 5, 4, 6, 7, 2, lengths, True), "float32")
+    grads = cast({"dy": rng.normal(size=(5, 4, 14)), "dh_n": None, "dc_n": None}, "float32")
+    clean = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
+    dirty = given | {"x": given["x"].copy()}
+    dirty["x"][np.arange(5)[:, None] >= lengths] = np.nan
+    for a, b in zip(flat(list(clean)), flat(list(map(down, run_lstm(_cuda, up(dirty), up(grads), True, True)))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def cross_entropy_equals_reference(dtype: str, rng: np.random.Generator) -> None:
+    for number, (what, sizes, k) in enumerate(cross_entropy_cases(rng)):
+        m, v, width = sizes["m"], sizes["v"], sizes["k"]
+        targets = rng.integers(0, v, m)
+        targets[1::4] = -7
+        given = {
+            "x": rng.normal(size=(m, width)),
+            "weight": rng.normal(size=(v, width)),
+            "bias": rng.normal(size=v) if number % 2 else None,
+            "targets": targets,
+            "ignore_index": -7,
+            "label_smoothing": (0.0, 0.1)[number % 3 != 0],
+        }
+        given, dloss = cast(given, dtype), cast(rng.normal(size=m), dtype)
+        forward, backward = map(down, run_cross_entropy(_cuda, up(given), up(dloss)))
+        want, want_back = run_cross_entropy(reference, cast(given, "float64"), cast(dloss, "float64"))
+        used = targets != -7
+        close(f"loss {what}", [forward[0], forward[1][used]], [want[0], want[1][used]], dtype, k)
+        close(f"backward {what}", backward, want_back, dtype, k)
+
+
+def optimisers_equal_the_cpu(rng: np.random.Generator) -> None:
+    for n in (1, 7, 1000):
+        for decay in (0.0, 0.1):
+            param, grad, m, v = cast(list(rng.normal(size=(4, n))), "float32")
+            common = {"learning_rate": 0.01, "weight_decay": decay, "grad_scale": 0.5}
+            adam = {"m": m, "v": np.abs(v), "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-8, "step": 3}
+            for op, rest in (
+                ("adamw", adam),
+                ("sgd", {"momentum_buffer": m, "momentum": 0.9}),
+                ("sgd", {"momentum_buffer": None, "momentum": 0.0}),
+            ):
+                ours = {"param": param.copy()} | {k: x.copy() if isinstance(x, np.ndarray) else x for k, x in rest.items()}
+                there = up(ours)
+                getattr(_core, op)(grad=grad, **ours, **common)
+                getattr(_cuda, op)(grad=up(grad), **there, **common)
+                for name, value in ours.items():
+                    if isinstance(value, np.ndarray):
+                        np.testing.assert_array_equal(down(there[name]), value, f"{op} {n} {name}")
+
+
+def random_numbers_equal_the_cpu() -> None:
+    seed, stream = 2**64 - 3, 2**63 + 5
+    assert _cuda.philox(counter=[1, 2, 3, 4], key=[5, 6]) == _core.philox(counter=[1, 2, 3, 4], key=[5, 6])
+    for n in (0, 1, 2, 3, 5, 8, 1001):
+        given = {"seed": seed, "stream": stream, "position": 2**40 + 1}
+        np.testing.assert_array_equal(down(_cuda.random_bits(**given, n=n)), _core.random_bits(**given, n=n))
+        for dtype in ("float32", "float64"):
+            for op in ("random_uniform", "random_normal"):
+                got = down(getattr(_cuda, op)(**given, shape=(n,), dtype=dtype))
+                want = getattr(_core, op)(**given, shape=(n,), dtype=dtype)
+                if dtype == "float32" or op == "random_uniform":
+                    np.testing.assert_array_equal(got, want)
+                else:  # sin, cos and log of another library
+                    np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-14)
+
+
+def sampling_cases(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    every = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    options = (
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"top_k": 1},
+        {"top_p": 0.9},
+        {"top_p": 0.0},
+        {"min_p": 0.1},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.01},
+        {"top_k": 3, "top_p": 0.999999},
+    )
+    for v in (1, 2, 31, 33, 300, 5000):
+        logits = rng.normal(size=(4, v)) * 3
+        logits[1] = np.round(logits[1])  # ties
+        logits[2, ::3] = -np.inf
+        for chosen in options:
+            yield f"{v} {chosen}", logits, every | chosen
+    strange = np.zeros((6, 40))
+    strange[1] = -np.inf
+    strange[2] = np.nan
+    strange[3, ::2] = np.nan
+    strange[4, 7] = np.inf
+    strange[5, ::2] = -0.0
+    for chosen in options:
+        yield f"strange {chosen}", strange, every | chosen
+
+
+def sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator) -> None:
+    for what, logits, options in sampling_cases(rng):
+        logits = cast(logits, dtype)
+        for bits in (
+            rng.integers(0, 2**64, len(logits), np.uint64),
+            np.zeros(len(logits), np.uint64),
+            np.full(len(logits), 2**64 - 1, np.uint64),
+        ):
+            got, want = DEVICE.sample(logits=logits, bits=bits, **options), _core.sample(logits=logits, bits=bits, **options)
+            np.testing.assert_array_equal(got, want, f"sample {what} {dtype}")
+
+
+def every_result(rng: np.random.Generator) -> Iterator[tuple[str, list[bytes]]]:
+    """Bits of one run of everything, to compare with another run's."""
+    for op, make in CASES.items():
+        for what, arguments, _ in list(make(rng))[::9]:
+            result = getattr(DEVICE, op)(**cast(arguments, "float32"))
+            yield f"{op} {what}", [np.asarray(item).tobytes() for item in flat(result) if item is not None]
+    for what, arguments, _ in list(lstm_cases(rng))[::5]:
+        given = cast(arguments, "float32")
+        (t, n, _), r, h = given["x"].shape, len(given["w_ih"]), given["w_hh"][0].shape[1]
+        grads = cast({"dy": rng.normal(size=(t, n, r * h)), "dh_n": None, "dc_n": None}, "float32")
+        result = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
+        yield f"lstm {what}", [np.asarray(item).tobytes() for item in flat(list(result)) if item is not None]
+    for what, logits, options in list(sampling_cases(rng))[::7]:
+        bits = np.arange(len(logits), dtype=np.uint64) << np.uint64(61)
+        yield f"sample {what}", [DEVICE.sample(logits=cast(logits, "float32"), bits=bits, **options).tobytes()]

@@ -1,0 +1,255 @@
+"""The GPU backend without a GPU: its names, its kernels compiled as C++ and run on an emulated device, its Python path.
+
+`emulated_cuda/` says how. What needs a real device is in test_gpu.py; how the kernels compile is in test_nvrtc.py.
+"""
+
+import ast
+import inspect
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cuda_checks as checks
+from cuda_device import down, emulated, up
+from op_cases import CASES
+from rheme import _cuda
+from rheme.errors import RhemeError
+from test_ops import ALL, array_arguments, border_cases
+from test_stubs import STUB, stub_functions
+
+CPP = Path(__file__).parents[1] / "cpp"
+
+# Of `_cuda` alone.
+BEYOND = {"upload", "from_dlpack"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler() -> None:
+    if not shutil.which("c++"):
+        pytest.fail("the emulated device needs a C++ compiler, as building rheme does")
+
+
+@pytest.fixture
+def cupy() -> Iterator[Any]:
+    with emulated() as module:
+        yield module
+
+
+# Names ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_function_of_the_contract_with_the_same_keywords() -> None:
+    stub = stub_functions()
+    wrong = {}
+    for name, keywords in stub.items():
+        function = getattr(_cuda, name, None)
+        if function is None:
+            wrong[name] = "missing"
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        given = [p.name + "?" * str(p.annotation).endswith("None") for p in parameters]
+        if given != keywords or any(p.kind is not p.KEYWORD_ONLY or p.default is not p.empty for p in parameters):
+            wrong[name] = f"{given}, wanted {keywords}"
+    assert not wrong
+    classes = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)}
+    assert set(_cuda.__all__) - BEYOND == set(stub) | classes
+
+
+def test_importing_it_imports_no_cupy() -> None:
+    code = "import sys, rheme._cuda; assert not [m for m in sys.modules if m.startswith('cupy')]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_kernel_file_has_its_twin() -> None:
+    cuda, cpu = {p.stem for p in CPP.glob("*.cu")}, {p.stem for p in CPP.glob("*.cc")} - {"dispatch", "threads", "memory"}
+    assert cpu - cuda == set()
+
+
+def test_the_kernels_are_package_data() -> None:
+    from rheme._cuda.device import folder
+
+    assert {p.name for p in CPP.glob("*.cu")} | {"device.h", "formulas.h"} <= {p.name for p in folder().iterdir()}
+
+
+# Ops ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_op_equals_reference(op: str, dtype: str, rng: np.random.Generator, cupy: Any) -> None:
+    checks.op_equals_reference(op, dtype, rng)
+
+
+@pytest.mark.parametrize("op", checks.SAME_BITS)
+def test_op_has_the_bits_of_the_cpu(op: str, rng: np.random.Generator, cupy: Any) -> None:
+    checks.op_has_the_bits_of_the_cpu(op, rng)
+
+
+def test_lstm_equals_reference(dtype: str, rng: np.random.Generator, cupy: Any) -> None:
+    checks.lstm_equals_reference(dtype, rng)
+
+
+def test_lstm_does_not_see_the_padding(rng: np.random.Generator, cupy: Any) -> None:
+    checks.lstm_does_not_see_the_padding(rng)
+
+
+def test_cross_entropy_equals_reference(dtype: str, rng: np.random.Generator, cupy: Any) -> None:
+    checks.cross_entropy_equals_reference(dtype, rng)
+
+
+def test_cross_entropy_in_chunks(rng: np.random.Generator, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheme._cuda import rows
+
+    monkeypatch.setattr(rows, "_KEPT", 0)
+    monkeypatch.setattr(rows, "_CHUNK", 1)
+    checks.cross_entropy_equals_reference("float32", rng)
+    assert cupy.counts["gemm"]
+
+
+def test_optimisers_equal_the_cpu(rng: np.random.Generator, cupy: Any) -> None:
+    checks.optimisers_equal_the_cpu(rng)
+
+
+def test_random_numbers_equal_the_cpu(cupy: Any) -> None:
+    checks.random_numbers_equal_the_cpu()
+
+
+def test_sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator, cupy: Any) -> None:
+    checks.sampler_draws_what_the_cpu_draws(dtype, rng)
+
+
+def test_the_order_of_the_threads_does_not_show() -> None:
+    """Whoever reads what another thread writes without waiting for it gets something else when they take turns otherwise."""
+    seen = {}
+    for order in ("0", "1", "2"):
+        with emulated(ORDER=order):
+            seen[order] = dict(checks.every_result(np.random.default_rng(7)))
+    assert len(seen["0"]) > 100
+    for order in ("1", "2"):
+        assert not [what for what, bits in seen[order].items() if bits != seen["0"][what]]
+
+
+# The border -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_border_refuses_a_wrong_dtype_layout_shape_and_device(rng: np.random.Generator, cupy: Any) -> None:
+    for op, given in border_cases(rng):
+        function = getattr(_cuda, op)
+        for name in array_arguments(given):
+            array = given[name]
+            strided = up(np.repeat(array, 2, axis=-1))[..., ::2]
+            wrong: list[Any] = [up(array.astype(np.float16)), up(array.astype(np.int32)), strided, array]
+            for value in wrong:
+                with pytest.raises((ValueError, TypeError), match=r"\w+: |CuPy"):
+                    function(**up(given) | {name: value})
+
+
+def test_the_border_refuses_wrong_numbers(rng: np.random.Generator, cupy: Any) -> None:
+    x, bits = up(rng.normal(size=(3, 4)).astype(np.float32)), up(np.zeros(3, np.uint64))
+    for name, value in (("temperature", -1.0), ("top_p", -0.1), ("min_p", 1.5), ("top_k", -1), ("temperature", float("nan"))):
+        with pytest.raises(ValueError, match=name):
+            _cuda.sample(logits=x, bits=bits, **(ALL | {name: value}))
+    with pytest.raises(ValueError, match="k"):
+        _cuda.top_k(x=x, k=5)
+    with pytest.raises(ValueError, match="free_bits_over"):
+        _cuda.gaussian_kl(mu=x, logvar=x, eps=x, free_bits=0.0, free_bits_over="row")
+    with pytest.raises(ValueError, match="p"):
+        _cuda.dropout(x=x, p=1.5, seed=0, stream=0, period=0)
+    with pytest.raises(ValueError, match="packed"):
+        _cuda.linear(x=x, weight=x, bias=None, packed=_cuda.pack_linear(weight=up(np.ones((7, 9), np.float32))))
+    with pytest.raises(ValueError, match="sm_90"):
+        _cuda.set_isa(name="avx2")
+
+
+def test_an_id_out_of_range_is_told_at_the_next_norm(cupy: Any) -> None:
+    weight = up(np.ones((3, 2), np.float32))
+    y = down(_cuda.embedding(ids=up(np.array([0, 5, 2])), weight=weight))
+    np.testing.assert_array_equal(np.isnan(y).all(axis=1), [False, True, False])
+    with pytest.raises(IndexError, match="5 at position 1"):
+        _cuda.global_norm(arrays=[weight])
+    assert _cuda.global_norm(arrays=[weight]) == pytest.approx(np.sqrt(6))  # told once
+
+
+# The device -----------------------------------------------------------------------------------------------------------------
+
+
+def test_machine_functions(cupy: Any) -> None:
+    assert _cuda.isa() == "sm_90"
+    assert _cuda.available_isas() == ["sm_90"]
+    assert _cuda.num_threads() == 4
+    _cuda.set_num_threads(n=4)
+    with pytest.raises(ValueError, match="n"):
+        _cuda.set_num_threads(n=1)
+    assert _cuda.fma_peak(dtype="float32", iterations=2) > 0
+    array = _cuda.zeros(shape=(3, 4), dtype="float32")
+    assert _cuda.arena_bytes() >= array.nbytes
+    info = _cuda.build_info()
+    assert "emulated device (sm_90, 4 multiprocessors)" in info["device"]
+    assert "GiB free" in info["memory"]
+    assert "optim (float32)" in info["compiled"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"FAULT": "driver"}, "driver is too old for this CuPy"),
+        ({"FAULT": "device"}, "the driver finds no GPU"),
+        ({"VERSION": "13.4.0"}, "CuPy 13.4.0 is too old, 14.2 is needed"),
+        ({"MEMORY": "4096"}, "the GPU is out of memory"),
+    ],
+)
+def test_what_stands_in_the_way_is_said_in_one_line(settings: dict[str, str], line: str) -> None:
+    with emulated(**settings), pytest.raises(RhemeError, match=line) as raised:
+        for _ in range(3):
+            _cuda.zeros(shape=(10_000,), dtype="float32")
+    assert "\n" not in str(raised.value)
+
+
+def test_without_cupy_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheme._cuda import device
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    device.cupy.cache_clear()
+    with pytest.raises(RhemeError, match=r"pip install 'rheme\[cuda13\]'"):
+        _cuda.zeros(shape=(1,), dtype="float32")
+
+
+def test_first_compilation_is_told_once(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for expected in (1, 0):  # the second process finds it compiled
+        with emulated():
+            monkeypatch.delenv("CUPY_CACHE_IN_MEMORY")
+            monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+            _cuda.neg(x=up(np.ones(3, np.float32)))
+            _cuda.neg(x=up(np.ones(3, np.float32)))
+        assert capfd.readouterr().err.count("compiling elementwise kernels for sm_90") == expected
+
+
+def test_the_emulator_sees_a_write_beyond_an_array(cupy: Any) -> None:
+    from rheme._cuda.device import launch
+
+    x = _cuda.zeros(shape=(4,), dtype="float32")
+    with pytest.raises(RuntimeError, match="beyond an array"):
+        launch("elementwise", "map_neg", "float32", 1, 32, 5, x, x)
+
+
+def test_the_emulator_sees_a_barrier_that_not_all_reach(cupy: Any) -> None:
+    code = """extern "C" __global__ void half(int64_t n) { if (threadIdx.x < 16) __syncthreads(); }"""
+    with pytest.raises(RuntimeError, match="deadlock"):
+        cupy.RawModule(code=code, options=()).get_function("half")((1,), (32,), (1,))
+
+
+def test_the_emulator_takes_no_array_of_numpy(cupy: Any) -> None:
+    array = up(np.ones(3, np.float32))
+    with pytest.raises(TypeError):
+        np.asarray(array)
+    with pytest.raises(TypeError):
+        array[...] = np.ones(3, np.float32)
+    with pytest.raises(TypeError, match="argument"):
+        kernel = cupy.RawModule(code='extern "C" __global__ void f(const float* x) {}', options=()).get_function("f")
+        kernel((1,), (32,), (np.ones(3, np.float32),))
+
