@@ -8,6 +8,7 @@
 
 #ifndef RHEME_EMULATED  // tests/emulated_cuda compiles the same text as C++, with names of its own for what follows
 typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;

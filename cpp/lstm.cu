@@ -30,8 +30,11 @@ extern "C" __global__ void lstm_step(int64_t s, int64_t directions, int64_t time
     }
     const int64_t at = (p.r * time + p.t) * batch + p.n;
     T* g = gates + at * 4 * hidden + p.j;
-    const T* b = bias + p.r * 4 * hidden + p.j;
-    T gi = g[0] + b[0], gf = g[hidden] + b[hidden], gg = g[2 * hidden] + b[2 * hidden], go = g[3 * hidden] + b[3 * hidden];
+    T gi = g[0], gf = g[hidden], gg = g[2 * hidden], go = g[3 * hidden];
+    if (bias) {
+      const T* b = bias + p.r * 4 * hidden + p.j;
+      gi = gi + b[0], gf = gf + b[hidden], gg = gg + b[2 * hidden], go = go + b[3 * hidden];
+    }
     T cell = c[i], output;
     lstm_cell<S>(gi, gf, gg, go, cell, output);
     c[i] = cell;

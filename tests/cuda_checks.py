@@ -184,6 +184,66 @@ def sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator) -> No
             np.testing.assert_array_equal(got, want, f"sample {what} {dtype}")
 
 
+def quantized_has_the_bits_of_the_cpu(rng: np.random.Generator) -> None:
+    """int8 sums are exact; of float16 the widening is, its products are cuBLAS'."""
+    for m, k, c in ((1, 1, 4), (3, 7, 8), (5, 33, 36), (40, 130, 44), (0, 5, 4)):
+        x = rng.normal(size=(m, k)).astype(np.float32)
+        x[:1] = 0
+        bias, scale = rng.normal(size=(2, c)).astype(np.float32)
+        whole, half = rng.integers(-127, 128, (c, k)).astype(np.int8), rng.normal(size=(c, k)).astype(np.float16)
+        ids = rng.integers(0, c, 9)
+        for weight, factor in ((whole, scale), (half, None)):
+            ours, theirs = (core.pack_quantized(weight=w, scale=f, gates=False) for core, w, f in both(weight, factor))
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+            np.testing.assert_array_equal(down(_cuda.unpack_quantized(weight=ours)), _core.unpack_quantized(weight=theirs))
+            got = down(_cuda.quantized_embedding(ids=up(ids), weight=ours))
+            np.testing.assert_array_equal(got, _core.quantized_embedding(ids=ids, weight=theirs))
+            for b in (None, bias):
+                got = down(_cuda.quantized_linear(x=up(x), weight=ours, bias=up(b)))
+                want = _core.quantized_linear(x=x, weight=theirs, bias=b)
+                if factor is None:
+                    close("quantized_linear", got, want.astype(np.float64), "float32", max(k, 2))
+                else:
+                    np.testing.assert_array_equal(got, want)
+    every = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    ours, theirs = (core.pack_quantized(weight=w, scale=None, gates=False) for core, w, _ in both(every, None))
+    np.testing.assert_array_equal(down(_cuda.unpack_quantized(weight=ours)), _core.unpack_quantized(weight=theirs))
+
+
+def both(weight: np.ndarray, scale: np.ndarray | None) -> Iterator[tuple[Any, Any, Any]]:
+    yield _cuda, up(weight), up(scale)
+    yield _core, weight, scale
+
+
+def quantized_lstm_has_the_bits_of_the_cpu(rng: np.random.Generator) -> None:
+    for t, n, i, h, r, reverse in (
+        (4, 3, 5, 6, 1, False),
+        (5, 4, 9, 7, 2, False),
+        (3, 2, 4, 4, 1, True),
+        (1, 1, 3, 2, 1, False),
+    ):
+        given = {"x": rng.normal(size=(t, n, i)), "bias": [rng.normal(size=4 * h) for _ in range(r)]}
+        given = cast(given, "float32") | {"lengths": np.arange(n) % (t + 1), "reverse": reverse}
+        state = cast({"h0": rng.normal(size=(r, n, h)), "c0": rng.normal(size=(r, n, h))}, "float32")
+        for kind in (np.int8, np.float16):
+            for start in ({"h0": None, "c0": None}, state):
+                packed: dict[Any, dict[str, list[Any]]] = {_cuda: {"w_ih": [], "w_hh": []}, _core: {"w_ih": [], "w_hh": []}}
+                for name, k in (("w_ih", i), ("w_hh", h)):
+                    for _ in range(r):
+                        weight = rng.integers(-99, 99, (4 * h, k)).astype(kind)
+                        scale = (rng.random(4 * h) / 500).astype(np.float32)
+                        for core, w, s in both(weight if kind is np.int8 else weight / np.float16(300), scale):
+                            s = s if kind is np.int8 else None
+                            packed[core][name].append(core.pack_quantized(weight=w, scale=s, gates=True))
+                got = down(_cuda.quantized_lstm(**up(given | start), **packed[_cuda]))
+                want = _core.quantized_lstm(**given, **start, **packed[_core])
+                for a, b in zip(got, want, strict=True):
+                    if kind is np.int8:
+                        np.testing.assert_array_equal(a, b)
+                    else:
+                        close("quantized_lstm", a, b.astype(np.float64), "float32", 2 * h)
+
+
 def every_result(rng: np.random.Generator) -> Iterator[tuple[str, list[bytes]]]:
     """Bits of one run of everything, to compare with another run's."""
     for op, make in CASES.items():

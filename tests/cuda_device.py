@@ -1,4 +1,4 @@
-"""The device that tests of `rheme._cuda` run on: a GPU through CuPy, or the stand-in of `emulated_cuda`, which needs neither."""
+"""The device that tests of `rheme._cuda` run on: a GPU through CuPy, or the stand-in of `emulated_cuda`."""
 
 import contextlib
 import os

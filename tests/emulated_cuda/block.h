@@ -250,6 +250,10 @@ static inline U atomicCAS(U* at, U expected, U value) {
   return before;
 }
 static inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)(a)*b >> 64); }
+static inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int(int8_t(b >> i));
+  return sum;
+}
 template <class To, class From>
 static inline To emulated_bits(From from) {
   To to;

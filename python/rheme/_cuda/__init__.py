@@ -66,6 +66,16 @@ from rheme._cuda.products import (
     pack_linear,
     pack_lstm,
 )
+from rheme._cuda.quantized import (
+    Quantized,
+    int8_instruction,
+    int8_peak,
+    pack_quantized,
+    quantized_embedding,
+    quantized_linear,
+    quantized_lstm,
+    unpack_quantized,
+)
 from rheme._cuda.rows import (
     gaussian_kl,
     gaussian_kl_backward,
@@ -81,6 +91,7 @@ from rheme._cuda.rows import (
 
 __all__ = [
     "Packed",
+    "Quantized",
     "adamw",
     "add",
     "arena_bytes",
@@ -100,6 +111,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_kl_backward",
     "global_norm",
+    "int8_instruction",
+    "int8_peak",
     "isa",
     "layer_norm",
     "layer_norm_backward",
@@ -122,7 +135,11 @@ __all__ = [
     "num_threads",
     "pack_linear",
     "pack_lstm",
+    "pack_quantized",
     "philox",
+    "quantized_embedding",
+    "quantized_linear",
+    "quantized_lstm",
     "random_bits",
     "random_normal",
     "random_uniform",
@@ -141,6 +158,7 @@ __all__ = [
     "tanh",
     "tanh_backward",
     "top_k",
+    "unpack_quantized",
     "upload",
     "zeros",
 ]

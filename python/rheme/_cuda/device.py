@@ -175,11 +175,11 @@ def launch(
 
     Arguments: arrays, None for a null pointer, ints (int64_t), floats (double), and NumPy scalars as what they are.
     """
-    grid = grid if isinstance(grid, tuple) else (grid,)
-    if 0 in grid:
+    blocks = grid if isinstance(grid, tuple) else (grid, 1)
+    if 0 in blocks:
         return
     given = tuple(_NULL if a is None else a for a in arguments)
-    _kernel(name, kernel, np.dtype(dtype).name)(grid, (block,), given, shared_mem=shared)
+    _kernel(name, kernel, np.dtype(dtype).name)(blocks, (block,), given, shared_mem=shared)
 
 
 def each(n: int) -> int:

@@ -1,6 +1,6 @@
 """LSTM, products, embedding and attention: cuBLAS, and the kernels between its calls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rheme._cuda.device import (
     THREADS,
@@ -76,7 +76,7 @@ def _check_weights(dtype: str, inputs: int, w_ih: Sequence[Array], w_hh: Sequenc
     return hidden
 
 
-def _state(start: Array | None, like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+def _state(start: Array | None, shape: tuple[int, ...], dtype: str) -> Array:
     """A state to update: a copy of where it starts, or zeros."""
     if start is None:
         return zeros(shape=shape, dtype=dtype)
@@ -121,23 +121,44 @@ def lstm(
         refuse("reverse", "with two directions")
     recurrent = packed.recurrent if packed is not None and _fits(packed, "lstm", [*w_ih, *w_hh]) else _recurrent(w_hh)
     both = bias[0] if directions == 1 else _recurrent([b.reshape(1, -1) for b in bias])
-    y = empty(shape=(time, batch, directions * hidden), dtype=dtype)
     gates = empty(shape=(directions, time, batch, 4 * hidden), dtype=dtype)
     cells = empty(shape=(directions, time, batch, hidden), dtype=dtype) if save else None
-    h, c = _state(h0, x, state, dtype), _state(c0, x, state, dtype)
     rows, columns = time * batch, 4 * hidden
     for r in range(directions):
-        product(rows, columns, inputs, Matrix(x, inputs), Matrix(w_ih[r], inputs, True), Matrix(gates, columns, offset=r * rows * columns))
-    for s in range(time):
+        out = Matrix(gates, columns, offset=r * rows * columns)
+        product(rows, columns, inputs, Matrix(x, inputs), Matrix(w_ih[r], inputs, True), out)
+
+    def add_recurrent(s: int, h: Array) -> None:
         if s or h0 is not None:
             at = _at_step(gates, s, directions, time, batch, columns, reverse)
             left, right = Matrix(h, hidden, stride=batch * hidden), Matrix(recurrent, hidden, True, stride=columns * hidden)
             product(batch, columns, hidden, left, right, at, add=True, batch=directions)
+
+    y, h, c = lstm_steps(add_recurrent, both, gates, cells, (h0, c0), lengths, reverse)
+    return y, h, c, gates if save else None, cells
+
+
+def lstm_steps(
+    add_recurrent: Callable[[int, Array], None],
+    bias: Array | None,
+    gates: Array,
+    cells: Array | None,
+    start: tuple[Array | None, Array | None],
+    lengths: Array | None,
+    reverse: bool,
+) -> tuple[Array, Array, Array]:
+    """y, h_n and c_n from gates (R, T, N, 4H) that hold W_ih x. add_recurrent(s, h): adds W_hh h to step s of them."""
+    directions, time, batch, columns = gates.shape
+    hidden, dtype = columns // 4, gates.dtype.name
+    y = empty(shape=(time, batch, directions * hidden), dtype=dtype)
+    h, c = (_state(array, (directions, batch, hidden), dtype) for array in start)
+    for s in range(time):
+        add_recurrent(s, h)
         launch(
             "lstm", "lstm_step", dtype, each(h.size), THREADS,
-            s, directions, time, batch, hidden, int(reverse), lengths, both, gates, cells, h, c, y,
+            s, directions, time, batch, hidden, int(reverse), lengths, bias, gates, cells, h, c, y,
         )  # fmt: skip
-    return y, h, c, gates if save else None, cells
+    return y, h, c
 
 
 def lstm_backward(
@@ -175,7 +196,7 @@ def lstm_backward(
     check(lengths, "lengths", "int64", (batch,), optional=True)
     recurrent = _recurrent(w_hh)
     dgates = empty(shape=gates.shape, dtype=dtype)
-    dh, dc = _state(dh_n, x, state, dtype), _state(dc_n, x, state, dtype)
+    dh, dc = _state(dh_n, state, dtype), _state(dc_n, state, dtype)
     for s in reversed(range(time)):
         launch(
             "lstm", "lstm_step_backward", dtype, each(dh.size), THREADS,
@@ -321,9 +342,7 @@ def _attention_shapes(query: Array, key: Array, value: Array) -> tuple[str, int,
     return dtype, t, n, h, s, c
 
 
-def attention(
-    *, query: Array, key: Array, value: Array, lengths: Array | None, scale: float
-) -> tuple[Array, Array]:
+def attention(*, query: Array, key: Array, value: Array, lengths: Array | None, scale: float) -> tuple[Array, Array]:
     dtype, t, n, h, s, c = _attention_shapes(query, key, value)
     check(lengths, "lengths", "int64", (n,), optional=True)
     weights = empty(shape=(n, t, s), dtype=dtype)
@@ -347,9 +366,7 @@ def attention_backward(
     dquery, dkey, dvalue = (empty(shape=a.shape, dtype=dtype) for a in (query, key, value))
     dscores = empty(shape=(n, t, s), dtype=dtype)
     product(t, s, c, _time_major(dcontext), _time_major(value, True), _batch_major(dscores), batch=n)
-    launch(
-        "attention", "attention_softmax_backward", dtype, n * t, row_threads(s), s, weights, dweights, float(scale), dscores
-    )
+    launch("attention", "attention_softmax_backward", dtype, n * t, row_threads(s), s, weights, dweights, float(scale), dscores)
     product(t, h, s, _batch_major(dscores), _time_major(key), _time_major(dquery), batch=n)
     product(s, h, t, _batch_major(dscores, True), _time_major(query), _time_major(dkey), batch=n)
     product(s, c, t, _batch_major(weights, True), _time_major(dcontext), _time_major(dvalue), batch=n)

@@ -248,4 +248,3 @@ def gaussian_kl_backward(
         n, d, dz, dkl, mu, logvar, eps, sums, float(free_bits), dmu, dlogvar,
     )  # fmt: skip
     return dmu, dlogvar
-

@@ -1,9 +1,9 @@
 """A stand-in for CuPy on a machine without a GPU: what `rheme._cuda` and the package use of it, and no more.
 
-Arrays are memory of the host that only kernels, cuBLAS and the functions here touch: NumPy must not take one by itself, nor one
-NumPy's array, as with CuPy. Kernels are the text that CuPy would be given, compiled as C++ (`compiling.py`). Copies between host
-and device are counted in `counts`. Fresh memory is filled with not-a-numbers and stands between guards that are looked at after
-each kernel. What CuPy is asked for that stands in no list here is an AttributeError.
+Arrays are memory of the host that only kernels, cuBLAS and the functions here touch: NumPy must not take one by itself, nor
+one NumPy's array, as with CuPy. Kernels are the text that CuPy would be given, compiled as C++ (`compiling.py`). Copies between
+host and device are counted in `counts`. Fresh memory is filled with not-a-numbers and stands between guards that are looked at
+after each kernel. What CuPy is asked for that stands in no list here is an AttributeError.
 
 RHEME_EMULATED_ORDER: the order in which threads take turns, 0, 1 or 2. RHEME_EMULATED_MEMORY: bytes of the device.
 RHEME_EMULATED_FAULT: driver, device or capability.

@@ -15,10 +15,19 @@ import numpy
 from . import cuda, memory
 
 HERE = Path(__file__).parents[1]
-FLAGS = ("-std=c++17", "-shared", "-fPIC", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-w")
+FLAGS = (
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-exceptions",
+    "-w",
+)
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818 (CuPy's name)
     pass
 
 
@@ -32,9 +41,7 @@ def build(text: str, flags: tuple[str, ...] = ("-O1",)) -> Any:
         with tempfile.TemporaryDirectory(dir=folder) as room:
             source, out = Path(room) / "source.cc", Path(room) / "out.so"
             source.write_text(text)
-            run = subprocess.run(
-                ["c++", *FLAGS, *flags, "-o", out, source], capture_output=True, text=True, check=False
-            )
+            run = subprocess.run(["c++", *FLAGS, *flags, "-o", out, source], capture_output=True, text=True, check=False)
             if run.returncode:
                 raise CompileException(run.stderr)
             os.replace(out, path)
@@ -44,9 +51,8 @@ def build(text: str, flags: tuple[str, ...] = ("-O1",)) -> Any:
 def preprocessed(code: str, options: tuple[str, ...]) -> str:
     defines = [option for option in options if option.startswith("-D")]
     text = f'#include "{HERE / "block.h"}"\n{code}'
-    run = subprocess.run(
-        ["c++", "-std=c++17", "-fno-exceptions", "-E", "-P", *defines, "-x", "c++", "-"], input=text, capture_output=True, text=True, check=False
-    )
+    command = ["c++", "-std=c++17", "-fno-exceptions", "-E", "-P", *defines, "-x", "c++", "-"]
+    run = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if run.returncode:
         raise CompileException(run.stderr)
     return run.stdout
