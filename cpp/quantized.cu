@@ -4,14 +4,14 @@
 // one fused multiply-add goes back to float.
 #include "device.h"
 
-constexpr int kTile = 32;     // rows and columns of a block
+constexpr int kTile = 32;      // rows and columns of a block
 constexpr int kThreads = 256;  // of a block; each makes 4 of the tile's elements
 
 RHEME_FN float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
   if (exponent == 31) return __int_as_float(int32_t(sign | 0x7f800000u | fraction << 13));
-  const float magnitude =
-      exponent ? __int_as_float(int32_t((exponent + 112) << 23 | fraction << 13)) : float(int32_t(fraction)) * 5.9604644775390625e-8f;
+  const float magnitude = exponent ? __int_as_float(int32_t((exponent + 112) << 23 | fraction << 13))
+                                   : float(int32_t(fraction)) * 5.9604644775390625e-8f;
   return sign ? -magnitude : magnitude;
 }
 
@@ -23,7 +23,7 @@ RHEME_FN float widened(const uint8_t* weight, const float* scale, int64_t at, in
 
 extern "C" __global__ void unpack(int64_t m, int64_t k, int64_t pitch, int64_t v, const int64_t* ids, const uint8_t* weight,
                                   const float* scale, int64_t* fault, float* y) {
-  RHEME_EACH(i, m* k) {
+  RHEME_EACH(i, m * k) {
     const int64_t place = i / k, column = i % k, row = ids ? ids[place] : place;
     if (row < 0 || row >= v) {
       if (column == 0 &&
@@ -65,7 +65,8 @@ extern "C" __global__ void quantize_rows(int64_t k, int64_t words, int64_t unit,
 
 // y (M, C) = start + x w, x (M, words) and w (C, words) four int8 to a word. start: bias (C,), or y itself, or nothing.
 extern "C" __global__ void quantized_product(int64_t m, int64_t c, int64_t words, const uint32_t* x, const float* x_scale,
-                                             const uint32_t* w, const float* w_scale, const float* bias, int64_t add, float* y) {
+                                             const uint32_t* w, const float* w_scale, const float* bias, int64_t add,
+                                             float* y) {
   __shared__ uint32_t x_tile[kTile][kTile + 1], w_tile[kTile][kTile + 1];
   const int64_t row0 = int64_t(blockIdx.x) * kTile, column0 = int64_t(blockIdx.y) * kTile;
   const int j = threadIdx.x % kTile, i0 = threadIdx.x / kTile;

@@ -151,7 +151,7 @@ def test_the_arithmetic_check_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 # C++ ------------------------------------------------------------------------------------------------------------------------
 
-KERNEL_HEADERS = {path.name for path in CPP.glob("*.h")}
+KERNEL_HEADERS = {path.name for path in CPP.glob("*.h")} - {"device.h"}
 SYSTEM_C = {"stddef.h", "stdint.h", "time.h", "immintrin.h", "arm_neon.h"}  # no C++ library in a file compiled once per ISA
 MAY_INCLUDE: dict[str, set[str]] = {
     "formulas.h": set(),
@@ -165,6 +165,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "dispatch.cc": {"kernels.h"},
     "threads.cc": {"threads.h"},
     "memory.cc": {"memory.h"},
+    "device.h": {"formulas.h"},
 }
 RUNTIME = {"dispatch.cc", "threads.cc", "memory.cc"}
 
@@ -191,7 +192,7 @@ def test_cpp_arrows() -> None:
     for path in cpp_files():
         bindings = path.parent.name == "bindings"
         usual = {"kernels.h", "memory.h", "threads.h", "arrays.h"} if bindings else KERNEL_HEADERS
-        allowed = MAY_INCLUDE.get(path.name, usual)
+        allowed = MAY_INCLUDE.get(path.name, {"device.h"} if path.suffix == ".cu" else usual)
         for line, name, ours in includes(path):
             where = f"{path.relative_to(ROOT)}:{line}"
             if ours and name not in allowed:
@@ -252,7 +253,7 @@ def test_each_object_exports_one_symbol(core_objects: Path) -> None:
 LONGEST = 600
 # Longer files, each with its own bound and the reason.
 LONG_FILES = {
-    "python/rheme/ops.py": (960, "each op of the closed list beside its backward, in one place"),
+    "python/rheme/ops.py": (1000, "each op of the closed list beside its backward, in one place"),
     "tests/reference.py": (800, "every op in one file is what makes it the reference"),
 }
 SOURCES = {".py", ".pyi", ".cc", ".cu", ".h", ".toml", ".txt", ".md", ".yaml", ".yml", ".cmake"}

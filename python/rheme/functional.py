@@ -63,8 +63,13 @@ __all__ = [
 Direction = tuple[Any, Any, Any, Any]
 
 
-def _optional(value: Any) -> Tensor | None:
-    return None if value is None else as_tensor(value)
+def _optional(value: Any, like: Tensor | None = None) -> Tensor | None:
+    return None if value is None else as_tensor(value) if like is None else _beside(value, like)
+
+
+def _beside(value: Any, other: Tensor) -> Tensor:
+    """value as a tensor on the device of `other`, a weight or another operand."""
+    return as_tensor(value) if isinstance(value, Tensor) or other.packed is not None else as_tensor(value, other)
 
 
 def _data(tensor: Tensor | None) -> Array | None:
@@ -96,8 +101,9 @@ def lstm(
     x (T, N, I); weights: per direction w_ih (4H, I), w_hh (4H, H), b_ih (4H,), b_hh (4H,), gates i f g o;
     lengths (N,), 0..T, in any order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
     """
-    x, h0, c0 = as_tensor(x), _optional(h0), _optional(c0)
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
+    x = _beside(x, directions[0][2])
+    h0, c0 = _optional(h0, x), _optional(c0, x)
     if directions[0][0].packed is not None and not _recording(x, h0, c0):
         small = ([d[0].packed for d in directions], [d[1].packed for d in directions])
         bias = [ops.add(d[2].data, d[3].data) for d in directions]
@@ -126,7 +132,8 @@ def lstm(
 
 def linear(x: Any, weight: Any, bias: Any = None, packed: Any = None) -> Tensor:
     """x (..., K), weight (C, K), bias (C,) or None -> (..., C)."""
-    x, weight, bias = as_tensor(x), as_tensor(weight), _optional(bias)
+    weight, bias = as_tensor(weight), _optional(bias)
+    x = _beside(x, weight)
     if weight.packed is not None and not _recording(x, bias):
         return Tensor(ops.quantized_linear(x.data, weight.packed, _data(bias)))
 
@@ -139,7 +146,8 @@ def linear(x: Any, weight: Any, bias: Any = None, packed: Any = None) -> Tensor:
 
 def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """a (..., M, K), b (..., K, C), either with its last two axes swapped -> (..., M, C). Leading axes broadcast."""
-    a, b = as_tensor(a), as_tensor(b)
+    a = as_tensor(a, b if isinstance(b, Tensor) else None)
+    b = _beside(b, a)
     y = ops.matmul(a.data, b.data, transpose_a, transpose_b)
     return record(y, (a, b), lambda dy: ops.matmul_backward(dy, a.data, b.data, transpose_a, transpose_b))
 
@@ -160,7 +168,8 @@ def attention(query: Any, key: Any, value: Any, lengths: Any = None, scale: floa
 
     Keys at s >= lengths[n] are hidden; a row of length 0 gets a context of zeros.
     """
-    query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
+    query = as_tensor(query)
+    key, value = _beside(key, query), _beside(value, query)
     context, weights = ops.attention(query.data, key.data, value.data, lengths, scale)
 
     def backward(dcontext: Array | None, dweights: Array | None) -> Sequence[Array | None]:
@@ -194,7 +203,8 @@ def linear_cross_entropy(
 
     The loss is 0 where the target is ignore_index. Label smoothing as in `ops.linear_cross_entropy`.
     """
-    x, weight, bias = as_tensor(x), as_tensor(weight), _optional(bias)
+    weight, bias = as_tensor(weight), _optional(bias)
+    x = _beside(x, weight)
     rest = (ignore_index, label_smoothing)
     if not _recording(x, weight, bias):
         return Tensor(ops.linear_cross_entropy(x.data, weight.data, _data(bias), targets, *rest))
@@ -213,7 +223,8 @@ def gaussian_kl(
 
     eps is a constant: it gets no gradient. Free bits as in `ops.gaussian_kl`.
     """
-    mu, logvar, noise = as_tensor(mu), as_tensor(logvar), as_tensor(eps).data
+    mu, logvar = as_tensor(mu), as_tensor(logvar)
+    noise = _beside(eps, mu).data
     rest = (free_bits, free_bits_over)
     z, kl = ops.gaussian_kl(mu.data, logvar.data, noise, *rest)
 
@@ -266,7 +277,8 @@ def dropout(x: Any, p: float, seed: int, stream: int, period: int = 0) -> Tensor
 
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float = 1e-5) -> Tensor:
     """x (..., C), weight and bias (C,) -> (..., C)."""
-    x, weight, bias = as_tensor(x), as_tensor(weight), as_tensor(bias)
+    weight, bias = as_tensor(weight), as_tensor(bias)
+    x = _beside(x, weight)
     y, mean_, rstd = ops.layer_norm(x.data, weight.data, bias.data, epsilon)
     return record(y, (x, weight, bias), lambda dy: ops.layer_norm_backward(dy, x.data, weight.data, mean_, rstd))
 

@@ -5,7 +5,6 @@ parameters in order of creation (`init_scope`), and dropout masks from (seed, st
 """
 
 import contextlib
-import importlib
 import itertools
 import math
 import threading
@@ -17,7 +16,7 @@ import numpy as np
 from rheme import functional as F
 from rheme import ops
 from rheme.autograd import Tensor, grad_enabled
-from rheme.errors import InputError, RhemeError
+from rheme.errors import InputError
 from rheme.ops import Array
 
 State = tuple[Any, Any]
@@ -210,7 +209,8 @@ class Module:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy arrays into the parameters. InputError names every name, shape and dtype that does not fit, before any copy."""
-        arrays = {name: array.data if isinstance(array, Tensor) else np.asarray(array) for name, array in state.items()}
+        arrays = {name: array.data if isinstance(array, Tensor) else array for name, array in state.items()}
+        arrays = {name: array if ops.on_gpu(array) else np.asarray(array) for name, array in arrays.items()}
         self.check_state({name: (array.shape, array.dtype) for name, array in arrays.items()})
         parameters = dict(self.named_parameters())
         for name, array in arrays.items():
@@ -250,15 +250,8 @@ class Module:
 
     def to(self, device: str) -> Self:
         """Move every parameter to "cpu" or "cuda" (the current CUDA device; needs CuPy); gradients are forgotten."""
-        if device == "cpu":
-            return self._replace(lambda array: array if isinstance(array, np.ndarray) else array.get())
-        if device != "cuda":
-            raise InputError(f"unknown device {device!r}: give 'cpu' or 'cuda'")
-        try:
-            cupy: Any = importlib.import_module("cupy")
-        except ImportError as error:
-            raise RhemeError("device 'cuda' needs CuPy: pip install 'rheme[cuda12]' or 'rheme[cuda13]'") from error
-        return self._replace(cupy.asarray)
+        ops.check_device(device)
+        return self._replace(lambda array: ops.to_device(array, device))
 
 
 class _PackCache:

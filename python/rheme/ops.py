@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme import _core
-from rheme.errors import RhemeError
+from rheme.errors import InputError, RhemeError
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
@@ -39,9 +39,34 @@ def backend(array: Any) -> Any:
     """The module that computes on this kind of array. TypeError for anything but a NumPy or CuPy array."""
     if isinstance(array, np.ndarray):
         return _core
-    if type(array).__module__.startswith("cupy"):
+    if on_gpu(array):
         return _cuda()
     raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether it is an array of a CUDA device."""
+    return type(array).__module__.startswith("cupy")
+
+
+def to_host(array: Any) -> Array:
+    """The array in the host's memory: itself, or a copy of a GPU's, which waits for what is under way there."""
+    return array.get() if on_gpu(array) else array
+
+
+def check_device(device: str) -> None:
+    """InputError for a device that is neither "cpu" nor "cuda"; RhemeError, in one line, where "cuda" is out of reach here."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {device!r}: give 'cpu' or 'cuda'")
+    if device == "cuda":
+        _cuda().isa()
+
+
+def to_device(array: Array, device: str) -> Array:
+    """The array on "cpu" or "cuda" (the current device). RhemeError says what is missing for a GPU."""
+    if device == "cpu":
+        return to_host(array)
+    return array if on_gpu(array) else _cuda().upload(array)
 
 
 # Making arrays --------------------------------------------------------------------------------------------------------
@@ -78,7 +103,7 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
     """
     if type(value) is np.ndarray and dtype is None and like is None and value.dtype in _FLOATS and value.flags.c_contiguous:
         return value
-    if isinstance(value, np.ndarray | np.generic) or type(value).__module__.startswith("cupy"):
+    if isinstance(value, np.ndarray | np.generic) or on_gpu(value):
         array = np.asarray(value) if isinstance(value, np.generic) else value
     else:
         array = np.asarray(value)
@@ -94,10 +119,8 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
             dtype = array.dtype
     if array.dtype != dtype:
         array = array.astype(dtype)
-    if like is not None and isinstance(array, np.ndarray) and not isinstance(like, np.ndarray):
-        moved = empty(array.shape, array.dtype, like)
-        moved.set(np.ascontiguousarray(array))
-        return moved
+    if like is not None and on_gpu(array) != on_gpu(like):
+        return to_device(array, "cuda" if on_gpu(like) else "cpu")
     return contiguous(array)
 
 
@@ -110,13 +133,17 @@ def contiguous(x: Array) -> Array:
     return copy
 
 
-def integers(x: Any, like: Array, name: str) -> Array:
+def integers(x: Any, like: Array, name: str, size: int | None = None) -> Array:
+    """x as int64, on the device of `like`. size: ids are looked at before they go to a GPU, whose kernels can't raise."""
     if not (hasattr(x, "dtype") and hasattr(x, "flags")):
         x = np.asarray(x)
         if x.size == 0:
             x = x.astype(np.int64)
     if x.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {x.dtype}")
+    if size is not None and on_gpu(like) and not on_gpu(x) and x.size and (x.min() < 0 or x.max() >= size):
+        wrong = int(np.flatnonzero((x < 0) | (x >= size))[0])
+        raise IndexError(f"{name}: {x.reshape(-1)[wrong]} at position {wrong}, wanted 0..{size - 1}")
     return asarray(x, np.int64, like)
 
 
@@ -172,16 +199,24 @@ def random_bits(seed: int, stream: int, position: int, n: int) -> Array:
     return _core.random_bits(seed=seed, stream=stream, position=position, n=n)
 
 
-def random_uniform(seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32") -> Array:
-    """F `shape`, uniform in [0, 1)."""
-    name = _name(dtype)
-    return _core.random_uniform(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
+def _drawn_by(like: Array | None) -> Any:
+    return _core if like is None else backend(like)
 
 
-def random_normal(seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32") -> Array:
-    """F `shape`, standard normal (Box and Muller)."""
+def random_uniform(
+    seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32", like: Array | None = None
+) -> Array:
+    """F `shape`, uniform in [0, 1). `like` gives the device; the numbers are the same on each."""
     name = _name(dtype)
-    return _core.random_normal(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
+    return _drawn_by(like).random_uniform(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
+
+
+def random_normal(
+    seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32", like: Array | None = None
+) -> Array:
+    """F `shape`, standard normal (Box and Muller). `like` gives the device; float32 numbers are the same on each."""
+    name = _name(dtype)
+    return _drawn_by(like).random_normal(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
 
 
 # Recurrence and products ------------------------------------------------------------------------------------------------
@@ -289,27 +324,33 @@ def linear_backward(
 
 def pack_quantized(weight: Array, scale: Array | None = None, gates: bool = False) -> Any:
     """A weight (C, K) stored small, for the ops below: int8 with scale (C,), or float16. gates: w_ih or w_hh of an LSTM."""
-    return _core.pack_quantized(weight=weight, scale=scale, gates=gates)
+    return backend(weight).pack_quantized(weight=weight, scale=scale, gates=gates)
+
+
+def _holder(weight: Any) -> Any:
+    """The backend that packed a weight."""
+    return _core if isinstance(weight, _core.Quantized) else _cuda()
 
 
 def unpack_quantized(weight: Any) -> Array:
     """float32 (C, K): float16 exactly, int8 times its row's scale."""
-    return _core.unpack_quantized(weight=weight)
+    return _holder(weight).unpack_quantized(weight=weight)
 
 
 def quantized_linear(x: Array, weight: Any, bias: Array | None = None) -> Array:
-    """x (..., K), weight (C, K) from `pack_quantized`, bias (C,) -> (..., C). CPU only, as the next two.
+    """x (..., K), weight (C, K) from `pack_quantized`, bias (C,) -> (..., C).
 
     With int8, each row of x is rounded to int8 by a scale of its own, and the sums are exact (Jacob et al. 2018).
     """
-    y = _core.quantized_linear(x=as_rows(x), weight=weight, bias=None if bias is None else contiguous(bias))
+    y = _holder(weight).quantized_linear(x=as_rows(x), weight=weight, bias=None if bias is None else contiguous(bias))
     return y if x.ndim == 2 else y.reshape((*x.shape[:-1], y.shape[1]))
 
 
 def quantized_embedding(ids: Any, weight: Any) -> Array:
     """ids int64 (...), weight (V, C) from `pack_quantized` -> (..., C). IndexError for an id outside 0..V-1."""
-    ids = np.ascontiguousarray(ids, np.int64)
-    y = _core.quantized_embedding(ids=ids.reshape(ids.size), weight=weight)
+    holder = _holder(weight)
+    ids = np.ascontiguousarray(ids, np.int64) if holder is _core else integers(ids, weight.array, "ids", weight.shape[0])
+    y = holder.quantized_embedding(ids=ids.reshape(ids.size), weight=weight)
     return y.reshape((*ids.shape, y.shape[1]))
 
 
@@ -324,7 +365,7 @@ def quantized_lstm(
     reverse: bool = False,
 ) -> tuple[Array, Array, Array]:
     """`lstm` for inference, w_ih and w_hh from `pack_quantized(..., gates=True)`: y, h_n, c_n."""
-    return _core.quantized_lstm(
+    return _holder(w_ih[0]).quantized_lstm(
         x=contiguous(x),
         lengths=lengths_of(lengths, x),
         h0=None if h0 is None else contiguous(h0),
@@ -369,7 +410,7 @@ def matmul_backward(dy: Array, a: Array, b: Array, transpose_a: bool = False, tr
 
 def embedding(ids: Any, weight: Array) -> Array:
     """ids int64 (...), weight (V, C) -> (..., C). IndexError for an id outside 0..V-1."""
-    ids = integers(ids, weight, "ids")
+    ids = integers(ids, weight, "ids", weight.shape[0])
     y = backend(weight).embedding(ids=ids.reshape(ids.size), weight=contiguous(weight))
     return y.reshape((*ids.shape, weight.shape[1]))
 
@@ -531,7 +572,7 @@ def gaussian_kl(
     z, kl = backend(mu).gaussian_kl(
         mu=as_rows(mu, "mu"),
         logvar=as_rows(logvar, "logvar"),
-        eps=as_rows(eps, "eps"),
+        eps=as_rows(asarray(eps, like=mu), "eps"),
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
@@ -547,7 +588,7 @@ def gaussian_kl_backward(
         dkl=as_rows(dkl, "dkl"),
         mu=as_rows(mu, "mu"),
         logvar=as_rows(logvar, "logvar"),
-        eps=as_rows(eps, "eps"),
+        eps=as_rows(asarray(eps, like=mu), "eps"),
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
@@ -792,10 +833,12 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False, mask: Any = None) -
 def max_backward(dy: Array, positions: Array, x: Array, axis: Axis = None) -> Array:
     fold = _Reduction(x.shape, axis, False)
     a, _, c = fold.folded
-    positions, dy = positions.reshape(a, c), dy.reshape(a, c)
-    rows, columns = np.nonzero(positions >= 0)
+    positions, dy = positions.reshape(a, c), contiguous(dy).reshape(a, c)
     dx = zeros(fold.folded, dy.dtype, dy)
-    dx[rows, positions[rows, columns], columns] = dy[rows, columns]
+    if dx.size:
+        kept = positions >= 0
+        rows, columns = (integers(i, dy, "positions") for i in (np.arange(a)[:, None], np.arange(c)[None]))
+        dx[rows, np.where(kept, positions, 0), columns] = np.where(kept, dy, np.zeros_like(dy))
     return fold.unfold(dx)
 
 
@@ -833,7 +876,8 @@ def reduce_to(dy: Array, shape: tuple[int, ...]) -> Array:
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Arrays of one shape but for `axis`, joined along it."""
-    first = arrays[0]
+    first = next((x for x in arrays if on_gpu(x)), arrays[0])
+    arrays = [asarray(x, like=first) for x in arrays]
     axis = axis % builtins.max(first.ndim, 1)
     for x in arrays:
         if x.dtype != first.dtype:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rheme import storage
+from rheme import ops, storage
 from rheme.errors import InputError, RhemeError
 
 GROUP = "rheme.tasks"
@@ -213,7 +213,7 @@ class Task:
             folder,
             task=self.name,
             config=msgspec.to_builtins(self.config),
-            state=self.model.state_dict() if state is None else state,
+            state={name: ops.to_host(a) for name, a in (self.model.state_dict() if state is None else state).items()},
             tokenizer=self.tokenizer.to_bytes() if self.tokenizer is not None else None,
             generation=self.options,
             metrics=metrics,

@@ -91,16 +91,19 @@ def _single_paths(
         logits, state = model.step(ids, state)
         scores = ops.log_softmax(logits)
         guard(logits, [paths[p] for p in rows], options, constraints)
-        ids = ops.sample(logits, bits[rows, step], temperature, options.top_k, options.top_p, options.min_p)
+        ids = ops.to_host(ops.sample(logits, bits[rows, step], temperature, options.top_k, options.top_p, options.min_p))
+        prefixed = [None if p in done else paths[p].forced(constraints) for p in rows]
+        for row, forced in enumerate(prefixed):
+            if forced is not None:
+                ids[row] = forced
+        written = ops.to_host(scores[np.arange(len(ids)), ids])
         for row, p in enumerate(rows):
             path = paths[p]
             if p in done:
                 continue
-            forced = path.forced(constraints)
-            if forced is not None:
-                ids[row] = forced
+            forced = prefixed[row]
             token = int(ids[row])
-            path.scores.append(float(scores[row, token]))
+            path.scores.append(float(written[row]))
             path.score += path.scores[-1]
             if token == eos:
                 done[p] = path.hypothesis(options, True, constraints)

@@ -103,7 +103,7 @@ def _cover(paths: Sequence[Path], attention: tuple[Array, Array] | None) -> None
     """Add the attention of the last step to what each path's source has had."""
     if attention is None:
         return
-    weights, lengths = attention
+    weights, lengths = ops.to_host(attention[0]), attention[1]
     for path, row, length in zip(paths, weights, lengths.tolist(), strict=True):
         now = ops.contiguous(row[:length])
         path.covered = now if path.covered is None else ops.add(path.covered, now)

@@ -122,7 +122,7 @@ def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, cons
         for row, path in enumerate(paths):
             if path.ids:
                 seen = np.unique(np.array(path.ids, np.int64))
-                old = np.ascontiguousarray(scores[row, seen])
+                old = ops.contiguous(scores[row, seen])
                 lower = ops.mul(old, options.repetition_penalty), ops.div(old, options.repetition_penalty)
                 scores[row, seen] = np.where(old < 0, *lower)
     size = options.no_repeat_ngram_size

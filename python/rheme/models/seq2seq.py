@@ -241,7 +241,7 @@ class Seq2Seq(nn.Module):
             latent, kl = self._latent(final, target_out, target_lengths, seed)
         hidden = self._first_states(final, latent)
         size = self.config.decoder_size
-        cell = Tensor(ops.zeros((1, rows, size), hidden.dtype))
+        cell = Tensor(ops.zeros((1, rows, size), hidden.dtype, hidden.data))
         embedded = self._embed(target_in)
         if latent is not None:
             repeated = F.embedding(np.tile(np.arange(rows), steps), latent)
@@ -279,7 +279,7 @@ class Seq2Seq(nn.Module):
         if target_out is None:
             return mean, None
         _, target_final = self._encode(np.where(target_out >= 0, target_out, self.config.pad_id), target_lengths)
-        eps = ops.random_normal(seed, 0, 0, (final.shape[0], size), final.dtype)
+        eps = ops.random_normal(seed, 0, 0, (final.shape[0], size), final.dtype, final.data)
         both = F.concat([final, target_final], axis=1)
         u, kl, _, _ = self.posterior(both, eps, free_bits=self.config.latent_free_bits)
         return mean + F.exp(prior[:, size:] * 0.5) * u, kl

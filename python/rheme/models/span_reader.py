@@ -206,7 +206,7 @@ class SpanReader(nn.Module):
         """
         with autograd.no_grad():
             scores, mask = self.scores(batch), self.mask(batch, max_span)
-            return scores.data, mask, _log_odds(scores, mask).data
+            return ops.to_host(scores.data), mask, ops.to_host(_log_odds(scores, mask).data)
 
 
 def _log_odds(scores: Tensor, mask: NDArray[np.bool_]) -> Tensor:

@@ -208,7 +208,7 @@ class TextVAE(nn.Module):
         if beta is None:
             beta = self._beta if self.training else 1.0
         mu, logvar = self._posterior(ids_out, lengths)
-        eps = ops.random_normal(seed, _EPS_STREAM, 0, (rows, config.latent_size), mu.dtype)
+        eps = ops.random_normal(seed, _EPS_STREAM, 0, (rows, config.latent_size), mu.dtype, mu.data)
         free_bits = config.free_bits if self.training else 0.0
         z, kl = F.gaussian_kl(mu, logvar, eps, free_bits, config.free_bits_over)
         losses = self.output.loss(self._write(self._drop_words(ids_in, seed), lengths, z), ids_out)
@@ -266,7 +266,7 @@ class TextVAE(nn.Module):
             raise InputError("this model has no latent code (latent_size 0)")
         with autograd.no_grad():
             mu, logvar = self._posterior(ids, lengths)
-            return mu.data, logvar.data
+            return ops.to_host(mu.data), ops.to_host(logvar.data)
 
     def reconstruction(self, ids_in: Ids, ids_out: Ids, lengths: Ids | None, z: Array | None) -> Array:
         """-log p(x|z) F (N,) in nats, each sentence with its own row of z F (N, D); without dropout in eval mode."""
@@ -275,7 +275,7 @@ class TextVAE(nn.Module):
             losses = F.linear_cross_entropy(
                 self.output.projection(features), self.output.vocabulary.weight, self.output.vocabulary.bias, ids_out
             )
-            return ops.sum(losses.data, axis=0)
+            return ops.to_host(ops.sum(losses.data, axis=0))
 
     def logits(self, ids_in: Ids, z: Array) -> Array:
         """Teacher-forced logits F (T, N, V)."""
@@ -292,10 +292,14 @@ class TextVAE(nn.Module):
 
     def start(self, z: Array) -> TextVAEState:
         """The state before the first step, for codes F (N, D)."""
+        bias = self.output.vocabulary.bias
+        assert bias is not None
+        device = bias.data
         if not self.config.latent_size:
-            zeros = ops.zeros((1, len(z), self.config.decoder_size), self.embedding.weight.dtype)
+            zeros = ops.zeros((1, len(z), self.config.decoder_size), device.dtype, device)
             return TextVAEState(zeros, zeros, z)
         with autograd.no_grad():
+            z = ops.asarray(z, like=device)
             h, c = self._first_state(F.as_tensor(z))
             return TextVAEState(h.data, c.data, z)
 

@@ -34,6 +34,7 @@ def train(
     init: str | Path | None = None,
     echo: Echo | None = None,
     card: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train `task` and leave a model folder in `out`; returns its final figures.
 
@@ -41,6 +42,7 @@ def train(
     validation) and training.json (the settings, resolved). resume: go on from the last checkpoint in `out`, to the very
     weights an uninterrupted run gives; examples and settings must be the same. init: a model folder to fine-tune. echo: gets
     each line that is told; by default a progress bar on a terminal, else lines on stderr. card: for the model card.
+    device: "cpu" or "cuda"; a checkpoint of one can be resumed on the other.
 
     The weights kept are those of the best validation loss (the average's, with ema_decay), or the last without validation
     examples. Raises InputError for an unusable folder, a full disk or other settings than those of the run to resume,
@@ -69,6 +71,8 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
             checkpoints.write_file(out / "training.json", msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
         _prepare(task, train_examples, out, config, resume, init)
+        if device != "cpu":
+            task.model.to(device)
         run = Run(task, train_examples, valid_examples, out, config, echo, dict(card or {}))
     except BaseException:
         if not resume:  # leave nothing of a training that never began

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from rheme import ops
 from rheme.errors import InputError
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
@@ -54,8 +55,7 @@ def train(
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if not 0 <= share <= 0.5:
             raise InputError(f"{name} = {share}: must be from 0 to 0.5")
-    if device != "cpu":
-        raise InputError(f"device {device!r}: this version trains on the CPU")
+    ops.check_device(device)
     if not resume:
         _check_new(out)
     if init is not None:
@@ -85,7 +85,7 @@ def train(
     try:
         for name, rows in held.items():
             _write_held_out(instance, out / f"{name}{instance.suffix}", rows, resume)
-        return run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card)
+        return run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card, device=device)
     except BaseException:
         if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():
             shutil.rmtree(out, ignore_errors=True)

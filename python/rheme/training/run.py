@@ -338,7 +338,8 @@ class Run:
         arrays = {f"model.{name}": parameter.data for name, parameter in self.named.items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         arrays |= {f"average.{name}": array for name, array in (self.average or {}).items()}
-        return arrays | {f"best.{name}": array for name, array in (self.best or {}).items()}
+        arrays |= {f"best.{name}": array for name, array in (self.best or {}).items()}
+        return {name: ops.to_host(array) for name, array in arrays.items()}
 
     def _checkpoint(self) -> None:
         checkpoints.save(self.out, self.at.step, self._arrays(), msgspec.to_builtins(self.at))
@@ -369,9 +370,9 @@ class Run:
         self.optimizer.load_state_dict(part("optimizer."))
         if self.average is not None:
             for name, array in part("average.").items():
-                self.average[name][...] = array
+                self.average[name][...] = ops.asarray(array, like=self.average[name])
         if best := part("best."):
-            self._keep(best)
+            self._keep({name: ops.asarray(array, like=self.named[name].data) for name, array in best.items()})
         if self.at.epoch:
             self.batches = token_batches(self.sizes, self.config.batch_tokens, self.config.seed, self.at.epoch)
         self.window_started = self.at.step
