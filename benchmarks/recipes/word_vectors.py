@@ -1,6 +1,6 @@
 """Word vectors from counts of neighbouring words, for `task.vectors` of a question-answering training. About a minute.
 
-Positive pointwise mutual information of words within five places of each other (nearer ones count for more, contexts smoothed by
+Positive pointwise mutual information of words within five places of each other (nearer ones weigh more, contexts smoothed by
 the power 0.75), then a truncated singular value decomposition (Levy, Goldberg and Dagan 2015). Needs scikit-learn.
 
     python benchmarks/recipes/word_vectors.py --out vectors.txt --squad train.json \
