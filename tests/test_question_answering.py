@@ -313,6 +313,12 @@ def test_finds_the_answer_in_a_long_context_and_among_several(model: Path) -> No
     assert (shuffled.text, shuffled.score) == (several.text, several.score)
 
 
+def test_warns_of_a_language_it_never_saw(model: Path) -> None:
+    task = rheme.load("question-answering", model)
+    assert "out_of_domain" in task(("Where does 张敏 live?", "张敏今年三十岁，住在成都市，喜欢读书。")).warnings
+    assert "out_of_domain" not in task(("Where does Ida live?", facts(1)[0].context)).warnings
+
+
 def test_a_threshold_refuses(untrained: Any) -> None:
     result = untrained(("Who?", "Tom and Mary."), no_answer_threshold=1.0)
     assert result.text == ""
@@ -439,3 +445,13 @@ def test_answers_from_the_command_line(
 def test_held_out_questions_are_a_file_to_evaluate_on(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "question-answering", "--model", str(model), "--data", str(model / "valid.json"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] > 20
+
+
+def test_draws_when_to_trust_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    data = ["evaluate", "question-answering", "--model", str(model), "--data", str(model / "valid.json")]
+    assert main([*data, "--plot", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert main([*data, "--plot", str(tmp_path / "none" / "x.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -356,7 +356,7 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any], card: Ma
     """README.md with the hub's YAML header.
 
     card: pipeline_tag, languages, title, description, license, datasets (names), data (where the text is from), attribution,
-    split (how validation was cut), metrics (names for the header).
+    split (how validation was cut), metrics (names for the header), limits (what it cannot do).
     """
     task = manifest["task"]
     head: list[str] = ["---", "library_name: rheme"]
@@ -381,6 +381,8 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any], card: Ma
     lines = [f"- {name}: {card[key]}" for name, key in _CARD_LINES if card.get(key)]
     if lines:
         body += ["## Data", "", *lines, ""]
+    if card.get("limits"):
+        body += ["## Limits", "", str(card["limits"]), ""]
     if metrics:
         body += ["## Figures", "", "| metric | value |", "|---|---|"]
         body += [f"| {name} | {_figure(value)} |" for name, value in metrics.items()] + [""]

@@ -77,7 +77,7 @@ def answer_command(
             for shown in (result, *result.alternatives) if result.text else (result,):
                 click.echo(" ".join(shown.text.split()))
             if questions != ("-",):
-                told = result.warnings if result.text else ("no answer found",)
+                told = (*(() if result.text else ("no answer found",)), *result.warnings)
                 if told:
                     click.echo(f"rheme: warning: {', '.join(told)}", err=True)
         sys.stdout.flush()

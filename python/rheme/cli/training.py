@@ -104,6 +104,7 @@ def train_command(
 @click.option("--fields", help="Columns or keys, separated by commas.")
 @click.option("--to", help="Translation: one direction only.")
 @click.option("--from", "from_", help="Translation: language of the source.")
+@click.option("--plot", type=click.Path(), help="A picture of the figures, where the task draws one.")
 @decoding_options
 @model_options
 def evaluate_command(
@@ -112,6 +113,7 @@ def evaluate_command(
     fields: str | None,
     to: str | None,
     from_: str | None,
+    plot: str | None,
     num_beams: int | None,
     max_new_tokens: int | None,
     temperature: float | None,
@@ -123,6 +125,7 @@ def evaluate_command(
 ) -> None:
     """Measure a model on labelled data."""
     options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature, to=to, from_=from_)
+    options |= {"plot": plot} if plot else {}
     direction = {name: value for name, value in (("to", to), ("from_", from_)) if value}
     bound = open_task(task, model, threads, device, **direction)
     names = [field.strip() for field in fields.split(",")] if fields else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rheme import metrics, ops
 from rheme.errors import InputError
 from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
+from rheme.plugins.question_answering import picture
 from rheme.plugins.question_answering.lexicon import FEATURES, SCALES, WIDTH, Lexicon
 from rheme.storage import write_json
 from rheme.tasks import Result, Task, nearest
@@ -304,16 +305,28 @@ class QuestionAnswering(Task):
             raise InputError(f"no_answer_threshold = {threshold}: must be from 0 to 1")
         asked = [_question(given) for given in inputs]
         spans, odds = self._candidates(asked, top_k, max_answer_words)
-        return [
-            self._result(contexts, found, log_odds, top_k, threshold)
-            for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True)
-        ]
+        results = []
+        for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True):
+            result = self._result(contexts, found, log_odds, top_k, threshold)
+            if any(self._strange(context) for context in contexts):
+                result = replace(result, warnings=("out_of_domain", *result.warnings))
+            results.append(result)
+        return results
+
+    def _strange(self, context: str) -> bool:
+        """Whether training knew less than half of the context's words (the different ones, without numbers and signs)."""
+        if context not in self._known:
+            ids = self.lexicon.ids([word for word in dict.fromkeys(find_words(context)[0]) if word[0].isalpha()])
+            unknown = int(np.count_nonzero(self.lexicon.table[ids, 0] == self.tokenizer.unk_id))
+            self._known[context] = 2 * unknown > len(ids)
+        return self._known[context]
 
     def _candidates(
         self, asked: Sequence[tuple[str, list[str]]], top_k: int, max_words: int | None
     ) -> tuple[list[list[_Span]], list[list[Any]]]:
         """For each question its best spans of each window of its contexts, and each window's log-odds of an answer."""
         lexicon = self.lexicon = Lexicon(self.tokenizer)
+        self._known: dict[str, bool] = {}
         by_context: dict[str, dict[int, list[int]]] = {}  # context -> question -> under which numbers it has this context
         for row, (_, contexts) in enumerate(asked):
             for document, context in enumerate(contexts):
@@ -459,24 +472,31 @@ class QuestionAnswering(Task):
         """The words that F1 counts: SQuAD's; where the language has no spaces, those of `find_words`, its characters."""
         return find_words(answer)[0] if {"zh", "ja", "th"} & set(self.config.languages) else answer.split()
 
-    def evaluate(self, examples: Sequence[QuestionExample], **options: Any) -> dict[str, float | str]:
+    def evaluate(
+        self, examples: Sequence[QuestionExample], plot: str | Path | None = None, **options: Any
+    ) -> dict[str, float | str]:
         """exact_match and f1 as SQuAD's scripts have them, and how many questions.
 
         Where all questions have an answer (SQuAD 1.1) the reader must give one. Otherwise (2.0) it may refuse, as calibrated,
-        and F1 is also given for the questions with and without an answer apart.
+        and F1 is also given for the questions with and without an answer apart. plot: a picture file of how far to trust scores.
         """
         if not examples:
             raise InputError("there are no examples to evaluate on")
         answerable = [bool(example.answers) for example in examples]
         if all(answerable):
             options = {"no_answer_threshold": 0.0} | options
-        found = [result.text for result in self.answer([(e.question, e.context) for e in examples], **options)]
+        results = self.answer([(example.question, example.context) for example in examples], **options)
+        found = [result.text for result in results]
         wanted = [[text for text, _ in example.answers] or [""] for example in examples]
         figures: dict[str, float | str] = {
             "exact_match": metrics.exact_match(found, wanted),
             "f1": metrics.answer_f1(found, wanted, self._cut),
             "questions": len(examples),
         }
+        if plot is not None:
+            f1 = [metrics.answer_f1([text], [right], self._cut) for text, right in zip(found, wanted, strict=True)]
+            exact = [metrics.exact_match([text], [right]) for text, right in zip(found, wanted, strict=True)]
+            picture.draw(plot, [result.score for result in results], f1, exact)
         if not all(answerable):
             for name, kept in (("has_answer", True), ("no_answer", False)):
                 rows = [n for n, has in enumerate(answerable) if has == kept]
