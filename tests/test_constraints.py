@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rheme.decoding import Constraints, GenerationOptions, Hypothesis, Required, generate
-from rheme.decoding.constraints import Forbidden, Progress
+from rheme.decoding import Constraints, GenerationOptions, Hypothesis, generate
+from rheme.decoding.constraints import Forbidden, Progress, Required, Way
 from rheme.errors import InputError
 from rheme.text.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def test_a_required_text_is_always_written(tokenizer: Tokenizer, texts: tuple[st
 def test_a_wide_beam_finds_the_best_text_that_holds_it() -> None:
     """Among all texts of a small vocabulary, by brute force."""
     eos, vocab, longest = 1, 5, 5
-    need = (Required(((2, 3),)), Required(((4,), (3, 4))))
+    need = (Required((Way((2, 3)),)), Required((Way((4,)), Way((3, 4)))))
 
     @dataclass
     class Ids:
@@ -181,7 +181,7 @@ def test_a_wide_beam_finds_the_best_text_that_holds_it() -> None:
                     score += row[token] - np.log(np.exp(row).sum())
                 found.append((score / (length + 1), list(ids)))
         best = sorted(found, key=lambda pair: -pair[0])[:3]
-        constraints = Constraints(require=[need])
+        constraints = Constraints(require=[Progress(need)])
         options = {"num_beams": 500, "num_return_sequences": 3, "max_new_tokens": longest + 1}
         [hypotheses] = write(model, [seed], Ids(), constraints, **options)
         hypotheses = [h for h in hypotheses if len(h.ids) <= longest]
@@ -191,7 +191,7 @@ def test_a_wide_beam_finds_the_best_text_that_holds_it() -> None:
 
 
 def test_progress_starts_anew_where_it_was_left() -> None:
-    progress = Progress((Required(((5, 6, 7),)), Required(((5, 8),), word=True)))
+    progress = Progress((Required((Way((5, 6, 7)),)), Required((Way((5, 8)),), word=True)))
     assert progress.wanted() == [5]
     assert progress.missing == 5
     begun = progress.after(5)
@@ -205,6 +205,16 @@ def test_progress_starts_anew_where_it_was_left() -> None:
     assert second.closing
     assert second.missing == 3
     assert second.after(5).after(6).after(7).met
+
+
+def test_a_text_required_twice_is_written_twice(tokenizer: Tokenizer) -> None:
+    model = Writer(len(tokenizer), tokenizer.eos_id)
+    options = GenerationOptions(num_beams=3, max_new_tokens=20)
+    for texts in (["4", "4"], ["cat", "5", "cat"], ["北京", "北京"]):
+        bound = Constraints.of_texts(options, tokenizer, 20, forbid=tokenizer.unwritable, require=[texts] * 20)
+        found = write(model, range(20), tokenizer, bound, num_beams=3, max_new_tokens=20)
+        for text in tokenizer.decode([hypotheses[0].ids for hypotheses in found]):
+            assert all(len(re.findall(rf"(?<![a-z0-9]){wanted}|北京", text)) >= texts.count(wanted) for wanted in texts), text
 
 
 def test_a_required_word_is_not_gone_on_with(tokenizer: Tokenizer) -> None:
@@ -234,11 +244,13 @@ def test_required_texts_are_each_inputs_own(tokenizer: Tokenizer) -> None:
 def test_a_capital_only_at_the_start(tokenizer: Tokenizer) -> None:
     bound = Constraints.of_texts(GenerationOptions(require=("the sea",)), tokenizer, 1)
     assert bound.require is not None
-    [[required]] = bound.require
+    [start] = bound.require
+    assert start is not None
     lower, upper = (tuple(ids) for ids in tokenizer.encode(["the sea", "The sea"]))
-    assert required.ways == (lower, upper)
+    assert start.texts[0].ways[0] == Way(lower)
+    assert start.texts[0].ways[-1] == Way(upper, first=True)
     for before, written in (((), True), ((9,), False)):
-        progress = Progress((required,))
+        progress = start
         for token in (*before, *upper):
             progress = progress.after(token)
         assert progress.met == written

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rheme import ops
-from rheme.decoding.constraints import Constraints, Progress
+from rheme.decoding.constraints import Constraints
 from rheme.decoding.options import GenerationOptions
 from rheme.decoding.paths import Array, Hypothesis, Model, Path, guard, loop
 
@@ -65,6 +65,8 @@ def beam_search(
                         finished[source].append(paths[row].ended(value).hypothesis(options, True, constraints))
                     continue
                 path = paths[row].extended(token, value)
+                if path.bound and path.progress.missing > limits[source] - len(path.ids):  # type: ignore[union-attr]
+                    continue  # no room for what is required
                 if constraints.stopped is not None and not path.bound and constraints.stopped(path.ids):
                     finished[source].append(path.hypothesis(options, True, constraints))
                 elif not forced[row][0] and not path.bound and loop(path.ids):
@@ -95,8 +97,7 @@ def beam_search(
 
 
 def _start(source: int, constraints: Constraints) -> Path:
-    texts = constraints.require[source] if constraints.require is not None else ()
-    return Path(source, progress=Progress(tuple(texts)) if texts else None)
+    return Path(source, progress=constraints.require[source] if constraints.require is not None else None)
 
 
 def _cover(paths: Sequence[Path], attention: tuple[Array, Array] | None) -> None:

@@ -141,41 +141,51 @@ class Forbidden:
 
 
 @dataclass(frozen=True, slots=True)
-class Required:
-    """A text that must be written. ways: the pieces of each way of writing it, of which the last `opening` ones serve only at
-    the start of a text (a capital first). word: it ends with a letter, so the next piece must not go on with the word.
-    """
+class Way:
+    """One way of writing a required text. first: only at the start of a text. tight: only where no word is before it."""
 
-    ways: tuple[tuple[int, ...], ...]
-    opening: int = 0
+    ids: tuple[int, ...]
+    first: bool = False
+    tight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Required:
+    """A text that must be written. word: it ends with a letter, so the next piece must not go on with the word."""
+
+    ways: tuple[Way, ...]
     word: bool = False
 
 
 def required(text: str, tokenizer: Tokenizer) -> Required:
-    """How a tokenizer writes a required text: as a word of its own, and in a script without spaces also within a line."""
+    """How a tokenizer writes a required text: after a space, or right after what is no word; at the start, with a capital."""
     plain = " ".join(text.split())
-    ways = [tuple(tokenizer.encode([plain])[0])]
-    if not _is_word(plain[0]):  # behind a full stop nothing is merged with what follows, and no space comes first
-        ids = tokenizer.encode(["." + plain])[0]
-        spelt = [tokenizer.surfaces[index] for index in ids]
-        start = next((k for k in range(1, len(ids)) if b"".join(spelt[:k]).strip() == b"."), 0)
-        ways += [tuple(ids[start:])] if start else []
-    opening = [tuple(tokenizer.encode([plain[0].upper() + plain[1:]])[0])] if plain[0].islower() else []
-    return Required((*dict.fromkeys(ways), *opening), len(opening), _is_word(plain[-1]))
+    word = _is_word(plain[0])
+    ways = [Way(tuple(tokenizer.encode([plain])[0]))]
+    ids = tokenizer.encode(["." + plain])[0]  # behind a full stop nothing is merged with what follows, and no space comes first
+    spelt = [tokenizer.surfaces[index] for index in ids]
+    start = next((k for k in range(1, len(ids)) if b"".join(spelt[:k]).strip() == b"."), 0)
+    if start and tuple(ids[start:]) != ways[0].ids:
+        ways.append(Way(tuple(ids[start:]), tight=word))
+    if plain[0].islower():
+        ways.append(Way(tuple(tokenizer.encode([plain[0].upper() + plain[1:]])[0]), first=True))
+    return Required(tuple(ways), _is_word(plain[-1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a text has come with what it must hold.
 
-    done: the texts (by number) that are written. begun: (text, way, pieces written of it). started: anything is written.
-    closing: a word has just been completed.
+    done: the texts (by number) that are written. begun: (text, way, pieces written of it). words: the ids that end with a
+    letter. started: anything is written. inside: the last piece ends with a letter. closing: a word has just been completed.
     """
 
     texts: tuple[Required, ...]
+    words: frozenset[int] = frozenset()
     done: frozenset[int] = frozenset()
     begun: tuple[tuple[int, int, int], ...] = ()
     started: bool = False
+    inside: bool = False
     closing: bool = False
 
     @property
@@ -185,42 +195,47 @@ class Progress:
     @property
     def bank(self) -> int:
         """How many pieces of what is required are written: paths of one bank compete with each other (Post and Vilar 2018)."""
-        whole = sum(max(map(len, self.texts[t].ways)) for t in self.done)
+        whole = sum(max(len(way.ids) for way in self.texts[t].ways) for t in self.done)
         return whole + max((size for _, _, size in self.begun), default=0)
 
     @property
     def missing(self) -> int:
-        """How many pieces are still to be written, at least, by going on with what is begun."""
-        todo = {t: min(map(len, text.ways)) for t, text in enumerate(self.texts) if t not in self.done}
+        """How many pieces are still to be written, at most, by going on with what is begun."""
+        todo = {t: len(text.ways[0].ids) for t, text in enumerate(self.texts) if t not in self.done}
         if self.begun:
-            left = {t: len(self.texts[t].ways[way]) - size for t, way, size in self.begun}
+            left = {t: len(self.texts[t].ways[way].ids) - size for t, way, size in self.begun}
             return max(sum(todo.values()) - todo[t] + rest for t, rest in left.items())
         return sum(todo.values())
 
     def _open(self) -> list[tuple[int, int]]:
-        """The (text, way) that may begin now."""
+        """The (text, way) that may begin now; of equal texts, one."""
+        todo = {text: t for t, text in reversed(list(enumerate(self.texts))) if t not in self.done}
         return [
-            (t, way)
-            for t, text in enumerate(self.texts)
-            if t not in self.done
-            for way in range(len(text.ways) - text.opening * self.started)
+            (t, number)
+            for text, t in todo.items()
+            for number, way in enumerate(text.ways)
+            if not (way.first and self.started) and not (way.tight and self.inside)
         ]
 
     def wanted(self) -> list[int]:
         """The ids that bring the path further: those that go on with what is begun, or else begin something."""
         if self.begun:
-            return sorted({self.texts[t].ways[way][size] for t, way, size in self.begun})
-        return sorted({self.texts[t].ways[way][0] for t, way in self._open()})
+            return sorted({self.texts[t].ways[way].ids[size] for t, way, size in self.begun})
+        return sorted({self.texts[t].ways[way].ids[0] for t, way in self._open()})
 
     def after(self, token: int) -> "Progress":
         """The progress when `token` is written; what was begun and not gone on with starts anew."""
-        begun = [(t, way, size + 1) for t, way, size in self.begun if self.texts[t].ways[way][size] == token]
+        begun = [(t, way, size + 1) for t, way, size in self.begun if self.texts[t].ways[way].ids[size] == token]
         if not begun:
-            begun = [(t, way, 1) for t, way in self._open() if self.texts[t].ways[way][0] == token]
-        whole = {t for t, way, size in begun if size == len(self.texts[t].ways[way])}
-        if whole:
-            return Progress(self.texts, self.done | whole, started=True, closing=any(self.texts[t].word for t in whole))
-        return Progress(self.texts, self.done, tuple(begun), started=True)
+            begun = [(t, way, 1) for t, way in self._open() if self.texts[t].ways[way].ids[0] == token]
+        whole = {t for t, way, size in begun if size == len(self.texts[t].ways[way].ids)}
+        rest = {
+            "begun": () if whole else tuple(begun),
+            "started": True,
+            "inside": token in self.words,
+            "closing": any(self.texts[t].word for t in whole),
+        }
+        return Progress(self.texts, self.words, self.done | whole, **rest)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -229,7 +244,8 @@ class Constraints:
 
     forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
     option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
-    not stand in it. require: per input, texts that must. joins: the ids that would go on with the word before them.
+    not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
+    go on with the word before them.
     """
 
     forbid: Sequence[int] = ()
@@ -237,7 +253,7 @@ class Constraints:
     max_new_tokens: Sequence[int] | None = None
     stopped: Stopped | None = None
     phrases: Forbidden | None = None
-    require: Sequence[Sequence[Required]] | None = None
+    require: Sequence[Progress | None] | None = None
     joins: NDArray[np.int64] | None = None
 
     def of_rows(self, rows: Sequence[int]) -> "Constraints":
@@ -260,26 +276,29 @@ class Constraints:
     ) -> "Constraints":
         """The options' `forbid`, `require` and `prefix`, for so many inputs, as a tokenizer writes them.
 
-        require: more required texts, per input (such as a glossary's entries for the words of a source). A required text
-        stands as a word of its own, in the case given (or with a capital, first of all). InputError for one that holds what
-        is forbidden, or is longer than max_new_tokens; where only several together do, what is required comes first.
+        require: more required texts, per input (such as a glossary's entries for the words of a source), each as often as it
+        is to be written. A required text stands as a word of its own, in the case given (or with a capital, first of all).
+        InputError for one that holds what is forbidden, or is longer than max_new_tokens; where only several together do,
+        what is required comes first.
         """
         forbidden = Forbidden(options.forbid, tokenizer) if options.forbid else None
-        texts = [list(dict.fromkeys((*options.require, *more))) for more in (require or [()] * inputs)]
+        texts = [(*dict.fromkeys(options.require), *more) for more in (require or [()] * inputs)]
         ways = {text: required(text, tokenizer) for row in texts for text in row}
         for text in (*ways, options.prefix):
             if forbidden is not None and forbidden.stands_in(text):
                 raise InputError(f"{text!r} is required, but {options.forbid} are forbidden")
-        rows = [tuple(ways[text] for text in row) for row in texts]
+        joins: NDArray[np.int64] | None = None
+        words: frozenset[int] = frozenset()
+        if ways:
+            ends = [(_first(surface), _last(surface)) for surface in tokenizer.surfaces]
+            joins = np.array([index for index, (c, _) in enumerate(ends) if c == "\ufffd" or _is_word(c)], np.int64)
+            words = frozenset(index for index, (_, c) in enumerate(ends) if c == "\ufffd" or _is_word(c))
+        rows = [Progress(tuple(ways[text] for text in row), words) if row else None for row in texts]
         prefix = tokenizer.encode([options.prefix])[0] if options.prefix.strip() else []
         limits = [min(options.max_new_tokens, n) for n in (max_new_tokens or [options.max_new_tokens] * inputs)]
         for row, limit in zip(rows, limits, strict=True):
-            if row and (needed := len(prefix) + Progress(row).missing) > limit:
+            if row and (needed := len(prefix) + row.missing) > limit:
                 raise InputError(f"max_new_tokens = {limit}: what is required has {needed} pieces")
-        joins = None
-        if any(rows):
-            first = [_first(surface) for surface in tokenizer.surfaces]
-            joins = np.array([index for index, char in enumerate(first) if char == "\ufffd" or _is_word(char)], np.int64)
         return cls(
             forbid,
             [prefix] * inputs if prefix else None,
