@@ -56,7 +56,8 @@ def to_sentence(text: str) -> tuple[str, Form]:
     if lower:
         plain = plain[:first] + plain[first].upper() + plain[first + 1 :]
     open_ = plain[-1:].isalnum()
-    return plain + "." * open_, Form(upper, lower and not upper, open_)
+    stop = "。" if "\u2e80" <= plain[-1:] <= "\u9fff" else "."
+    return plain + stop * open_, Form(upper, lower and not upper, open_)
 
 
 def from_sentence(text: str, form: Form) -> str:

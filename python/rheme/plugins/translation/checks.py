@@ -1,0 +1,69 @@
+"""What a translation is warned of, and how sure the model was."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from rheme.decoding import Hypothesis
+from rheme.plugins.translation.parts import Part
+from rheme.text.languages import in_script
+from rheme.text.tokenizer import Tokenizer
+
+_DOUBTFUL = 0.3  # a piece's mean probability below which a translation is marked; 5 % of those of held-out sentences are
+
+
+def confidence(hypotheses: Sequence[Hypothesis]) -> float:
+    """exp of the mean log-probability of a piece (the end of the sentence is one)."""
+    tokens = sum(len(hypothesis.ids) + bool(hypothesis.finished) for hypothesis in hypotheses)
+    return math.exp(min(0.0, math.fsum(hypothesis.score for hypothesis in hypotheses) / max(tokens, 1)))
+
+
+def repeats(text: str) -> int:
+    """How often, at most, one to four words (or characters, without spaces) stand again directly after themselves, plus one."""
+    words: Sequence[str] = text.lower().split()
+    if len(words) < 3:
+        words = text.lower()
+    most = 1
+    for size in (1, 2, 3, 4):
+        run = 0
+        for k in range(size, len(words)):
+            run = run + 1 if words[k] == words[k - size] else 0
+            most = max(most, run // size + 1)
+    return most
+
+
+def warnings(
+    text: str,
+    answer: str,
+    target: str,
+    parts: Sequence[Part],
+    best: Sequence[Hypothesis],
+    tokenizer: Tokenizer,
+) -> tuple[str, ...]:
+    """The warnings of a translation; best: the hypotheses of the parts that were translated."""
+    found = []
+    if any(hypothesis.repeating for hypothesis in best) or repeats(answer) > max(2, repeats(text)):
+        found.append("repetition")
+    source = sum(len(part.ids) for part in parts)
+    written = sum(len(hypothesis.ids) for hypothesis in best)
+    if not (source - 4) / 3 <= written <= 3 * source + 4:
+        found.append("length_ratio")
+    unknown = any(part.unknown for part in parts)
+    if unknown or any(tokenizer.is_byte(index) for part in parts for index in part.ids):
+        found.append("out_of_domain")
+    if not unknown and not in_script(answer, target):
+        found.append("wrong_script")
+    if not all(hypothesis.finished or hypothesis.repeating for hypothesis in best):
+        found.append("truncated")
+    if confidence(best) < _DOUBTFUL:
+        found.append("low_confidence")
+    return tuple(found)
+
+
+def written_spaces(language: str) -> bool:
+    """Whether a language writes spaces between words."""
+    return language not in ("zh", "ja", "th")
+
+
+def is_letter(char: str) -> bool:
+    return unicodedata.category(char).startswith("L")

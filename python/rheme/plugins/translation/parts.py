@@ -1,0 +1,195 @@
+"""A text in parts: sentences to translate, and what is carried through as it stands.
+
+Carried through unchanged: white space and line ends, URLs, e-mail addresses, placeholders, markup, characters that the model
+does not know. Where it can, a URL, an address or a placeholder stays in its sentence, under a name that the model copies
+(`stand_ins`); numbers stay as they are, and the translation must hold them.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rheme.text.sentences import SENTENCE, Form, split_sentences, to_sentence
+from rheme.text.tokenizer import Tokenizer
+
+_FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′ʼ`´", "'") | dict.fromkeys("–—−‐‑", "-")
+
+_MARKUP = r"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|&(?:\w+|#\w+);|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
+_INLINE = (
+    r"(?:[a-z][a-z+.-]*://|www\.)[^\s<>\"'`，。！？]*[^\s<>\"'`，。！？.,;:!?)\]}]"  # URLs
+    r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # e-mail addresses
+    r"|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|eu|fr|de|cn|uk)\b(?:/[\w./-]*\w)?"  # domains
+    r"|\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|%\(\w+\)[sdifr]|%(?:\d+\$)?[sdifr@]\b|\$\w*[A-Z_]\w*\b"  # placeholders
+    r"|(?<!\w)[@#]\w*[A-Za-z]\w*|(?<![\w/])(?:~|\.{1,2})?/[\w-][\w.-]*(?:/[\w.-]*)*(?<!\.)"  # mentions, paths
+    r"|\b\w+(?:_\w+)+\b|\b[A-Za-z]+[0-9]\w*(?:\.[0-9]+)*\b|\b[0-9]+[A-Za-z]+[0-9]\w*\b"  # identifiers: my_name, A4, v1.2
+)
+_WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
+_SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
+_NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-])[0-9]+(?:[.,:/-][0-9]+)*(?!{_WORD})")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an input: text to translate (ids, and the form it had), or to copy (no ids).
+
+    require: what the translation must hold. stand_ins: (name, what it stands for); `whole`: the same text in parts that
+    need no stand-ins. unknown: it holds characters that the model does not know.
+    """
+
+    text: str
+    ids: list[int] = field(default_factory=list)
+    form: Form = SENTENCE
+    require: tuple[str, ...] = ()
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    whole: tuple["Part", ...] = ()
+    unknown: bool = False
+
+
+class Cutter:
+    """Cuts texts into parts for one model.
+
+    limit: pieces of a part, at most. stand_ins: names that the model copies. whole_sentences, copy_unknown: as in the config.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, limit: int, stand_ins: Sequence[str], whole_sentences: bool, copy_unknown: bool
+    ) -> None:
+        self._tokenizer, self._limit, self._stand_ins = tokenizer, limit, stand_ins
+        self._whole_sentences, self._copy_unknown = whole_sentences, copy_unknown
+        self._folded: dict[str, tuple[str, bool]] = {}
+
+    def parts(self, text: str, glossary: Mapping[str, str] | None = None) -> list[Part]:
+        """The parts of a text, in order. glossary: source term -> what the translation must hold."""
+        terms = {term.casefold(): wanted for term, wanted in (glossary or {}).items()}
+        spans = list(_SPANS.finditer(text))
+        opaque = list(text)  # in which a span is one word, so that no sentence ends within it
+        for span in spans:
+            opaque[span.start() : span.end()] = "X" * len(span[0])
+        parts: list[Part] = []
+        start = 0
+        for sentence in split_sentences("".join(opaque)):
+            end = start + len(sentence)
+            inside = [span for span in spans if start <= span.start() and span.end() <= end]
+            parts += self._sentence(text, start, end, inside, terms)
+            start = end
+        return parts
+
+    def _sentence(self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]) -> Iterator[Part]:
+        """A sentence, divided at its markup."""
+        inline: list[re.Match[str]] = []
+        for span in spans:
+            if span.lastgroup == "inline":
+                inline.append(span)
+                continue
+            yield from self._run(text, start, span.start(), inline, terms)
+            yield Part(span[0])
+            start, inline = span.end(), []
+        yield from self._run(text, start, end, inline, terms)
+
+    def _run(self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]) -> list[Part]:
+        """A sentence, or a piece between markup: with stand-ins for its spans, or divided at them."""
+        divided: list[Part] = []
+        position = start
+        for span in spans:
+            divided += self._plain(text[position : span.start()], terms)
+            divided.append(Part(span[0]))
+            position = span.end()
+        divided += self._plain(text[position:end], terms)
+        if not spans or not any(part.ids for part in divided):
+            return divided
+        names = [name for name in self._stand_ins if name.casefold() not in text[start:end].casefold()]
+        if len(names) < len(spans) or any(part.unknown for part in divided):
+            return divided
+        pairs = [(name, span[0]) for name, span in zip(names, spans, strict=False)]
+        replaced, position = "", start
+        for (name, _), span in zip(pairs, spans, strict=True):
+            replaced += text[position : span.start()] + name
+            position = span.end()
+        replaced += text[position:end]
+        found = self._plain(replaced, terms)
+        if len(found) != 1 or not found[0].ids:
+            return divided
+        part = found[0]
+        require = (*part.require, *(name for name, _ in pairs))
+        return [Part(text[start:end], part.ids, part.form, require, tuple(pairs), tuple(divided))]
+
+    def _plain(self, text: str, terms: Mapping[str, str]) -> list[Part]:
+        """A run without spans, in parts of a length that the model can read."""
+        parts: list[Part] = []
+        for run, known in self._known(text):
+            if not known:
+                parts.append(Part(run, unknown=True))
+            elif not any(char.isalpha() for char in run):  # white space, numbers, punctuation
+                parts += [Part(run)] * bool(run)
+            else:
+                parts += self._short(run, terms)
+        return parts
+
+    def _short(self, text: str, terms: Mapping[str, str]) -> Iterator[Part]:
+        ids = self._tokenizer.encode([text])[0]
+        if len(ids) <= self._limit:
+            yield self._part(text, ids, terms)
+            return
+        for index, chunk in enumerate(self._tokenizer.decode(self._chunks(ids))):
+            if index:
+                yield Part(" ")
+            yield self._part(chunk, None, terms)
+
+    def _part(self, text: str, ids: list[int] | None, terms: Mapping[str, str]) -> Part:
+        plain, form = to_sentence(text) if self._whole_sentences else (text, SENTENCE)
+        if ids is None or form != SENTENCE:
+            ids = self._tokenizer.encode([plain])[0]
+        numbers = tuple(_NUMBER.findall(text))
+        wanted = tuple(term for source, term in terms.items() for _ in range(_count(source, text.casefold())))
+        return Part(text, ids, form, (*numbers, *wanted))
+
+    def _known(self, text: str) -> list[tuple[str, bool]]:
+        """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
+
+        A word with an unknown letter is copied whole (in a script with spaces, where training saw all letters that the
+        tokenizer knows); of other unknown characters (such as emoji) only they.
+        """
+        runs: list[tuple[str, bool]] = []
+        for token in re.findall(r"\s+|\S+", text):
+            chars = [self._fold(char) for char in token]
+            if any(char.isalpha() and not known for char, known in chars):
+                if self._copy_unknown and not any("\u2e80" <= char <= "\u9fff" and known for char, known in chars):
+                    end = len(token.rstrip(".,;:!?…"))
+                    chars = [(char, False) for char in token[:end]] + chars[end:]
+                else:
+                    chars = [(char, known or char.isalpha()) for char, known in chars]
+            for char, known in chars:
+                known = known or (char.isspace() and (not runs or runs[-1][1]))
+                if runs and runs[-1][1] == known:
+                    runs[-1] = (runs[-1][0] + char, known)
+                else:
+                    runs.append((char, known))
+        return runs
+
+    def _fold(self, char: str) -> tuple[str, bool]:
+        """The character, or a plainer one that the tokenizer has; and whether it has one."""
+        if char not in self._folded:
+            plain = [char, _FOLD.get(char, char), unicodedata.normalize("NFKD", char)[:1]]
+            known = [c for c in plain if not c.isspace() and set(self._tokenizer.normalize(c)) <= self._tokenizer.characters]
+            self._folded[char] = (known[0], True) if known else (char, False)
+        return self._folded[char]
+
+    def _chunks(self, ids: list[int]) -> list[list[int]]:
+        """A sentence too long for the model, cut after a comma or the like, else between words, else anywhere."""
+        limit, chunks = self._limit, []
+        while len(ids) > limit:
+            pieces = self._tokenizer.pieces(ids[: limit + 1])
+            words = [k for k in range(limit // 4, limit + 1) if pieces[k].startswith("▁") or pieces[k - 1][-1:] in "，；：、"]
+            clauses = [k for k in words if pieces[k - 1][-1:] in ",;:，；：、"]
+            cut = (clauses or words or [limit])[-1]
+            chunks.append(ids[:cut])
+            ids = ids[cut:]
+        return [*chunks, ids]
+
+
+def _count(term: str, text: str) -> int:
+    """How often a term stands in a text, as words of its own where its script writes spaces."""
+    left = f"(?<!{_WORD})" if re.match(_WORD, term[:1]) else ""
+    right = f"(?!{_WORD})" if re.match(_WORD, term[-1:]) else ""
+    return len(re.findall(left + re.escape(term) + right, text))
