@@ -105,13 +105,13 @@ def test_a_forbidden_text_is_never_written(tokenizer: Tokenizer, phrases: tuple[
     model = Speller(tokenizer, phrases)
     free = Constraints(forbid=tokenizer.unwritable)
     bound = Constraints.of_texts(
-        GenerationOptions(max_new_tokens=12, forbid=phrases), tokenizer, 25, forbid=tokenizer.unwritable
+        GenerationOptions(max_new_tokens=12, forbid=phrases), tokenizer, 12, forbid=tokenizer.unwritable
     )
-    before = tokenizer.decode([h.ids for hs in write(model, range(25), tokenizer, free, **options) for h in hs])
+    before = tokenizer.decode([h.ids for hs in write(model, range(12), tokenizer, free, **options) for h in hs])
     assert any(holds(text, phrase) for text in before for phrase in phrases)
-    after = tokenizer.decode([h.ids for hs in write(model, range(25), tokenizer, bound, **options) for h in hs])
+    after = tokenizer.decode([h.ids for hs in write(model, range(12), tokenizer, bound, **options) for h in hs])
     assert not [text for text in after for phrase in phrases if holds(text, phrase)]
-    assert len(set(after)) > 15
+    assert len(set(after)) > 8
 
 
 def test_a_part_of_a_word_is_not_the_word(tokenizer: Tokenizer) -> None:
@@ -128,7 +128,7 @@ def test_a_part_of_a_word_is_not_the_word(tokenizer: Tokenizer) -> None:
 
 
 @given(st.lists(st.sampled_from([*"catCAT ne'wyor.k北京a", " cat", " new york", "é", "😀"]), max_size=14).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_forbidding_agrees_with_reading_the_text(tokenizer: Tokenizer, text: str) -> None:
     phrases = ("cat", "new york", "北京")
     forbidden = Forbidden(phrases, tokenizer)
@@ -148,12 +148,12 @@ def test_a_required_text_is_always_written(tokenizer: Tokenizer, texts: tuple[st
     model = Writer(len(tokenizer), tokenizer.eos_id)
     for limit in (12, 30):
         options = {"max_new_tokens": limit, "num_beams": beams}
-        bound = Constraints.of_texts(GenerationOptions(require=texts, **options), tokenizer, 25, forbid=tokenizer.unwritable)
-        found = write(model, range(25), tokenizer, bound, **options)
+        bound = Constraints.of_texts(GenerationOptions(require=texts, **options), tokenizer, 12, forbid=tokenizer.unwritable)
+        found = write(model, range(12), tokenizer, bound, **options)
         written = tokenizer.decode([hypotheses[0].ids for hypotheses in found])
         assert not [text for text in written for required in texts if not holds(text, required)]
-        assert len(set(written)) > 15
-        assert sum(hypotheses[0].finished for hypotheses in found) > (12 if limit == 30 else 0)
+        assert len(set(written)) > 6
+        assert sum(hypotheses[0].finished for hypotheses in found) > (5 if limit == 30 else 0)
 
 
 def test_a_wide_beam_finds_the_best_text_that_holds_it() -> None:
@@ -165,7 +165,7 @@ def test_a_wide_beam_finds_the_best_text_that_holds_it() -> None:
     class Ids:
         bos_id, eos_id = 0, eos
 
-    for seed in range(4):
+    for seed in range(2):
         model = Writer(vocab, eos)
         found = []
         for length in range(longest + 1):
@@ -211,8 +211,8 @@ def test_a_text_required_twice_is_written_twice(tokenizer: Tokenizer) -> None:
     model = Writer(len(tokenizer), tokenizer.eos_id)
     options = GenerationOptions(num_beams=3, max_new_tokens=20)
     for texts in (["4", "4"], ["cat", "5", "cat"], ["北京", "北京"]):
-        bound = Constraints.of_texts(options, tokenizer, 20, forbid=tokenizer.unwritable, require=[texts] * 20)
-        found = write(model, range(20), tokenizer, bound, num_beams=3, max_new_tokens=20)
+        bound = Constraints.of_texts(options, tokenizer, 6, forbid=tokenizer.unwritable, require=[texts] * 6)
+        found = write(model, range(6), tokenizer, bound, num_beams=3, max_new_tokens=20)
         for text in tokenizer.decode([hypotheses[0].ids for hypotheses in found]):
             assert all(len(re.findall(rf"(?<![a-z0-9]){wanted}|北京", text)) >= texts.count(wanted) for wanted in texts), text
 
@@ -221,8 +221,8 @@ def test_a_required_word_is_not_gone_on_with(tokenizer: Tokenizer) -> None:
     """No "cats" where "cat" is required, even from a model that would."""
     joining = [i for i, surface in enumerate(tokenizer.surfaces) if surface[:1].isalpha()]
     model = Writer(len(tokenizer), tokenizer.eos_id, joining, love=8.0)
-    bound = Constraints.of_texts(GenerationOptions(require=("cat",)), tokenizer, 30, forbid=tokenizer.unwritable)
-    found = write(model, range(30), tokenizer, bound, num_beams=4, max_new_tokens=20)
+    bound = Constraints.of_texts(GenerationOptions(require=("cat",)), tokenizer, 10, forbid=tokenizer.unwritable)
+    found = write(model, range(10), tokenizer, bound, num_beams=4, max_new_tokens=20)
     assert all(holds(text, "cat") for text in tokenizer.decode([hypotheses[0].ids for hypotheses in found]))
 
 
@@ -275,8 +275,8 @@ def test_a_prefix_then_the_rest(tokenizer: Tokenizer) -> None:
     options = {"prefix": "The old man", "require": ("sea",), "forbid": ("cat", "mat")}
     model = Speller(tokenizer, ("cat", "mat"))
     for beams in (1, 4):
-        bound = Constraints.of_texts(GenerationOptions(**options), tokenizer, 20, forbid=tokenizer.unwritable)
-        found = write(model, range(20), tokenizer, bound, num_beams=beams, max_new_tokens=25)
+        bound = Constraints.of_texts(GenerationOptions(**options), tokenizer, 6, forbid=tokenizer.unwritable)
+        found = write(model, range(6), tokenizer, bound, num_beams=beams, max_new_tokens=25)
         for text in tokenizer.decode([hypotheses[0].ids for hypotheses in found]):
             assert text.startswith("The old man")
             assert holds(text, "sea")

@@ -104,8 +104,12 @@ def inputs(texts: tuple[str, ...]) -> Iterator[list[str]]:
 @click.command("translate")
 @click.argument("texts", nargs=-1, metavar="TEXT…|-")
 @click.option("--to", help="Language to translate into, such as fr.")
-@click.option("--from", "from_", help="Language of the text (default: the other one of the model).")
+@click.option("--from", "from_", help="Language of the texts (default: found for each one).")
 @click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
+@click.option("--glossary", metavar="FILE", help="TSV: a term, and what a translation of a text with it must hold.")
+@click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again.")
+@click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again.")
+@click.option("--prefix", help="How each translation begins.")
 @decoding_options
 @model_options
 def translate_command(
@@ -113,6 +117,10 @@ def translate_command(
     to: str | None,
     from_: str | None,
     num_return_sequences: int | None,
+    glossary: str | None,
+    forbid: tuple[str, ...],
+    require: tuple[str, ...],
+    prefix: str | None,
     num_beams: int | None,
     max_new_tokens: int | None,
     temperature: float | None,
@@ -129,14 +137,22 @@ def translate_command(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         num_return_sequences=num_return_sequences,
+        forbid=forbid or None,
+        require=require or None,
+        prefix=prefix,
     )
     rows = inputs(texts)
     if not texts:
         next(rows)
-    task = open_task("translation", model, threads, device, to=to, from_=from_)
-    task.direction(to, from_)
+    if glossary is not None:
+        from rheme.text import readers
+
+        options["glossary"] = {row[0]: row[1] for row in readers.read_tsv(glossary, [0, 1])}
+    # A bundled model for the target finds the way from another source language itself.
+    task = open_task("translation", model, threads, device, to=to, from_=from_ if model or not to else None)
+    task.route("", to, from_)
     for batch in rows:
-        for text, result in zip(batch, task(batch, **options), strict=True):
+        for text, result in zip(batch, task(batch, to=to, from_=from_, **options), strict=True):
             if as_json:
                 click.echo(json.dumps({"source": text, **result.to_dict()}, ensure_ascii=False))
             else:

@@ -11,6 +11,8 @@ from rheme.decoding.constraints import Constraints
 from rheme.decoding.options import GenerationOptions
 from rheme.decoding.paths import Array, Hypothesis, Model, Path, guard, loop
 
+_WIDEST = 24  # places of a beam with required texts, at most
+
 Candidate = tuple[float, int, int, int, float]  # minus the path's score with it, beam, id, row, its own score
 
 
@@ -27,13 +29,13 @@ def beam_search(
 
     Candidates are ordered by (score, beam, id). Looping texts leave the beam and are answered only where nothing else is found.
     Where texts are required, the beam's places are shared out among the paths that have written as much of them (dynamic beam
-    allocation, Post and Vilar 2018), and a path ends only with all of them; so `limits` must leave room for them.
+    allocation, Post and Vilar 2018), it has more places, and a path ends only with all of them; so `limits` must leave room.
     """
-    beams = options.num_beams
     live: dict[int, list[Path]] = {source: [_start(source, constraints)] for source in range(len(limits))}
     finished: list[list[Hypothesis]] = [[] for _ in limits]
     rest: list[list[Hypothesis]] = [[] for _ in limits]  # in a loop, or cut off
     paths = [live[source][0] for source in live]
+    widths = [_width(path, options.num_beams) for path in paths]
     ids = np.full(len(paths), bos, np.int64)
     while paths:
         logits, state = model.step(ids, state)
@@ -48,16 +50,20 @@ def beam_search(
                     scores[row, constraints.joins] = -np.inf
                 if path.bound:
                     scores[row, eos] = -np.inf
-        values, tokens = (array.tolist() for array in ops.top_k(scores, min(2 * beams, scores.shape[1])))
+        values, tokens = (
+            array.tolist() for array in ops.top_k(scores, min(2 * max(widths[path.source] for path in paths), scores.shape[1]))
+        )
         candidates: dict[int, list[Candidate]] = {source: [] for source in live}
         beam_of = dict.fromkeys(live, 0)
         for row, path in enumerate(paths):
             beam, beam_of[path.source] = beam_of[path.source], beam_of[path.source] + 1
             only, more = forced[row]
-            pairs = more if only else {**dict(zip(tokens[row], values[row], strict=True)), **more}
+            most = 2 * widths[path.source]
+            pairs = more if only else {**dict(zip(tokens[row][:most], values[row][:most], strict=True)), **more}
             candidates[path.source] += [(-(path.score + v), beam, t, row, v) for t, v in pairs.items() if v > -math.inf]
         chosen: dict[int, list[tuple[int, Path]]] = {}
         for source, found in candidates.items():
+            beams = widths[source]
             kept: list[tuple[int, Path]] = []
             for rank, (_, _, token, row, value) in _ranked(found, paths, beams):
                 if token == eos:
@@ -75,7 +81,7 @@ def beam_search(
                     kept.append((row, path))
                 if len(kept) == beams:
                     break
-            finished[source] = sorted(finished[source], key=_order)[:beams]
+            finished[source] = sorted(finished[source], key=_order)[: options.num_beams]
             if kept and not _settled(finished[source], [path for _, path in kept], options):
                 if len(kept[0][1].ids) < limits[source]:
                     chosen[source] = kept
@@ -83,7 +89,7 @@ def beam_search(
                 # At the limit: what is still being written is answered only after what is finished.
                 rest[source] += [path.hypothesis(options, False, constraints) for _, path in kept]
         # Rows stand beam by beam, each over all inputs: see Seq2SeqState.
-        order = [kept[beam] for beam in range(beams) for kept in chosen.values() if beam < len(kept)]
+        order = [kept[beam] for beam in range(max(widths)) for kept in chosen.values() if beam < len(kept)]
         live = {source: [path for _, path in kept] for source, kept in chosen.items()}
         paths = [path for _, path in order]
         if paths:
@@ -94,6 +100,11 @@ def beam_search(
         others = sorted(others, key=lambda h: (h.repeating, *_order(h)))
         answers.append([*done, *_distinct(others)][: options.num_return_sequences])
     return answers
+
+
+def _width(path: Path, beams: int) -> int:
+    """The places of an input's beam: as many for each required text as without any."""
+    return beams if path.progress is None else min(beams * (1 + len(path.progress.texts)), max(beams, _WIDEST))
 
 
 def _start(source: int, constraints: Constraints) -> Path:

@@ -7,6 +7,7 @@ around them. Required texts are sequences of pieces; the beam search makes room 
 import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,14 @@ def _first(surface: bytes) -> str:
 def _last(surface: bytes) -> str:
     """The last character; U+FFFD, which is no part of a word, for a byte of one."""
     return surface[-4:].decode("utf-8", "replace")[-1:]
+
+
+@lru_cache(maxsize=16)
+def _word_edges(surfaces: tuple[bytes, ...]) -> tuple[NDArray[np.int64], frozenset[int]]:
+    """The ids that begin with a letter, and those that end with one; a byte of a character may be one."""
+    ends = [[char == "\ufffd" or _is_word(char) for char in (_first(surface), _last(surface))] for surface in surfaces]
+    first = np.array([index for index, (word, _) in enumerate(ends) if word], np.int64)
+    return first, frozenset(index for index, (_, word) in enumerate(ends) if word)
 
 
 class Forbidden:
@@ -290,9 +299,7 @@ class Constraints:
         joins: NDArray[np.int64] | None = None
         words: frozenset[int] = frozenset()
         if ways:
-            ends = [(_first(surface), _last(surface)) for surface in tokenizer.surfaces]
-            joins = np.array([index for index, (c, _) in enumerate(ends) if c == "\ufffd" or _is_word(c)], np.int64)
-            words = frozenset(index for index, (_, c) in enumerate(ends) if c == "\ufffd" or _is_word(c))
+            joins, words = _word_edges(tuple(tokenizer.surfaces))
         rows = [Progress(tuple(ways[text] for text in row), words) if row else None for row in texts]
         prefix = tokenizer.encode([options.prefix])[0] if options.prefix.strip() else []
         limits = [min(options.max_new_tokens, n) for n in (max_new_tokens or [options.max_new_tokens] * inputs)]

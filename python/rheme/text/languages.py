@@ -48,7 +48,7 @@ class Languages:
     """Tells which of some languages a text is in, from their profiles."""
 
     def __init__(self, profiles: Mapping[str, str]) -> None:
-        # By Zipf's law the frequency of the r-th sequence goes as 1 / r; one that is not in the profile comes after all that are.
+        # By Zipf's law the frequency of the r-th sequence goes as 1 / r; one that is not in the profile comes after all.
         self._weights = {
             code: {gram: -math.log(rank + 10) for rank, gram in enumerate(grams.split())} for code, grams in profiles.items()
         }

@@ -1,41 +1,44 @@
 """Translation between two languages: one model for both directions.
 
 The source begins with a piece that names the target's language (Johnson et al. 2017). The tokenizer is one for both languages.
+A bundled model hands a text that is in none of its languages, or to be brought into another one, to the bundled model for it.
 """
 
 import logging
-import math
 import re
-import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import decoding, metrics
+from rheme import decoding, metrics, storage, tasks
 from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from rheme.plugins.translation.checks import confidence, warnings
+from rheme.plugins.translation.parts import Cutter, Part
 from rheme.tasks import Result, Task
-from rheme.text import batches, readers
-from rheme.text.sentences import SENTENCE, Form, from_sentence, is_sentence, split_sentences, to_sentence
+from rheme.text import batches, languages, readers
+from rheme.text.sentences import from_sentence, is_sentence
 from rheme.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rheme")
 
 Ids = NDArray[np.int64]
+Hypotheses = list[decoding.Hypothesis]
 Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, source pieces, target pieces
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
-_FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′ʼ`´", "'") | dict.fromkeys("–—−‐‑", "-")
-# languages not written in Latin letters -> what the Unicode names of their letters begin with
-_SCRIPTS = {
-    "ar": ("ARABIC",), "bg": ("CYRILLIC",), "el": ("GREEK",), "fa": ("ARABIC",), "he": ("HEBREW",), "hi": ("DEVANAGARI",),
-    "ja": ("CJK", "HIRAGANA", "KATAKANA"), "ka": ("GEORGIAN",), "ko": ("HANGUL",), "ru": ("CYRILLIC",), "th": ("THAI",),
-    "uk": ("CYRILLIC",), "zh": ("CJK",),
-}  # fmt: skip
+_NO_SPACES = ("zh", "ja", "th")  # languages that write no spaces between words
+_PROFILED = 20_000  # sentences that a language's profile is learned from, at most
+_SURE = 3.0  # nats by which another language must be likelier than the one expected: one word of a sentence at most
+_NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 
 
 class TranslationConfig(msgspec.Struct, kw_only=True):
@@ -43,8 +46,9 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
 
     vocab_size: pieces for both languages. max_source_length: a longer sentence (in pieces) is translated in parts.
     max_train_length: pairs with a longer side are left out of training. Set by training: copy_unknown, where it saw every
-    character that has a piece (others are copied as they are); whole_sentences, where nearly all its texts begin with a capital
-    and end with punctuation (other inputs are brought to that form, and the answers back).
+    character that has a piece (words with others are copied as they are); whole_sentences, where nearly all its texts begin
+    with a capital and end with punctuation (other inputs are brought to that form, and the answers back); stand_ins, names that
+    stay the same in both languages; profiles, by which the languages are told apart.
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en", "fr"])
@@ -55,6 +59,8 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     max_train_length: int = 120
     copy_unknown: bool = False
     whole_sentences: bool = False
+    stand_ins: list[str] = msgspec.field(default_factory=list)
+    profiles: dict[str, str] = msgspec.field(default_factory=dict)
     model: Seq2SeqConfig = msgspec.field(default_factory=Seq2SeqConfig)
 
     def __post_init__(self) -> None:
@@ -65,15 +71,6 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
         for name in ("vocab_size", "max_source_length", "max_train_length"):
             if getattr(self, name) < 4:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 4")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A piece of an input: text to translate (ids, and the form it had), or to copy (no ids)."""
-
-    text: str
-    ids: list[int] = field(default_factory=list)
-    form: Form = SENTENCE
 
 
 class Translation(Task):
@@ -93,7 +90,9 @@ class Translation(Task):
     def __init__(self, config: TranslationConfig | None = None) -> None:
         super().__init__(config)
         self.options = {"num_beams": 4, "max_new_tokens": 128}
-        self._folded: dict[str, tuple[str, bool]] = {}
+        self._bundled = False
+        self._precision: str | None = None
+        self._others: dict[Path, Translation] = {}  # bundled models already loaded
 
     # Data ------------------------------------------------------------------------------------------------------------------
 
@@ -128,7 +127,16 @@ class Translation(Task):
         self.config.copy_unknown = alphabet <= self.tokenizer.characters
         whole = sum(is_sentence(text) for pair in examples for text in pair)
         self.config.whole_sentences = whole > 0.9 * 2 * len(examples)
+        self.learn_forms(examples)
         self.build()
+
+    def learn_forms(self, examples: Sequence[tuple[str, str]]) -> None:
+        """Fill in what the config keeps of the languages themselves: `stand_ins` and `profiles`."""
+        self.config.stand_ins = _stand_ins(examples)
+        some = examples[:: max(1, len(examples) // _PROFILED)]
+        self.config.profiles = {
+            code: languages.profile(pair[side] for pair in some) for side, code in enumerate(self.config.languages)
+        }
 
     def build(self) -> None:
         """The model, with as many pieces as the tokenizer has."""
@@ -136,7 +144,11 @@ class Translation(Task):
         ids |= {"bos_id": self.tokenizer.bos_id, "eos_id": self.tokenizer.eos_id}
         self.config.model = msgspec.structs.replace(self.config.model, **ids)
         self._tags = {code: self.tokenizer.piece_id(f"<2{code}>") for code in self.config.languages}
-        self._constraints = decoding.Constraints(forbid=self.tokenizer.unwritable)
+        self._unwritable = self.tokenizer.unwritable
+        config = self.config
+        self._cutter = Cutter(
+            self.tokenizer, config.max_source_length, config.stand_ins, config.whole_sentences, config.copy_unknown
+        )
         self.model = Seq2Seq(self.config.model)
 
     def _pairs(self) -> list[tuple[int, int]]:
@@ -199,8 +211,28 @@ class Translation(Task):
             raise InputError(f"say into which language (to=, --to); this model can: {names}")
         return fitting[0]
 
-    def answer(self, inputs: Sequence[str], to: str | None = None, from_: str | None = None, **options: Any) -> list[Result]:
-        """Translations, in order. to, from_: language codes. options: of decoding (num_beams, num_return_sequences, ...)."""
+    @classmethod
+    def from_stored(cls, stored: storage.StoredModel, precision: str = "float32") -> "Translation":
+        task = super().from_stored(stored, precision)
+        assert isinstance(task, Translation)
+        task._bundled = Path(stored.folder) in tasks.bundled().values()
+        task._precision = precision
+        return task
+
+    def answer(
+        self,
+        inputs: Sequence[str],
+        to: str | None = None,
+        from_: str | None = None,
+        glossary: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Translations, in order.
+
+        to, from_: language codes; without from_ a bundled model finds the language of each text itself. glossary: terms of the
+        source, and what a translation of a text with them must hold. options: of decoding (num_beams, num_return_sequences,
+        forbid, ...); `prefix` and `require` are for a text's first sentence.
+        """
         for text in inputs:
             if not isinstance(text, str):
                 raise InputError(f"a text to translate must be a str, not {type(text).__name__}")
@@ -208,134 +240,186 @@ class Translation(Task):
         defaults = merged.pop("to", None), merged.pop("from_", None)
         if to is None and from_ is None:
             to, from_ = defaults
-        _, target = self.direction(to, from_)
+        elif from_ is None and to == defaults[0]:
+            from_ = defaults[1]
         settings = decoding.GenerationOptions.parse(merged)
-        parts = [self._parts(text) for text in inputs]
-        jobs = [(i, j) for i, row in enumerate(parts) for j, part in enumerate(row) if part.ids]
-        found: dict[tuple[int, int], list[decoding.Hypothesis]] = {}
-        tag = self._tags[target]
-        for batch in batches.length_batches([len(parts[i][j].ids) for i, j in jobs], _BATCH_TOKENS, _BATCH_ROWS):
-            source, lengths = batches.pad([[tag, *parts[i][j].ids] for i, j in (jobs[k] for k in batch)], self.tokenizer.pad_id)
-            state = self.model.start(self.model.encode(source, lengths))
-            bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-            answers = decoding.generate(self.model, state, len(batch), settings, bos, eos, self._constraints)
-            for k, hypotheses in zip(batch, answers, strict=True):
-                found[jobs[k]] = hypotheses
-        rows = [[found.get((i, j), []) for j in range(len(row))] for i, row in enumerate(parts)]
-        return [self._result(text, target, row, hyps) for text, row, hyps in zip(inputs, parts, rows, strict=True)]
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for row, text in enumerate(inputs):
+            rows.setdefault(self.route(text, to, from_), []).append(row)
+        if not inputs:
+            self.route("", to, from_)
+        answers = [Result("")] * len(inputs)
+        for path, numbers in rows.items():
+            found = [Result(inputs[row], warnings=("out_of_domain",)) for row in numbers]  # is in the target language already
+            texts = [inputs[row] for row in numbers]
+            for step, (source, target) in enumerate(pairwise(path), 2):
+                last = step == len(path)
+                plain = settings if last else msgspec.structs.replace(settings, forbid=(), require=(), prefix="")
+                results = self._for(source, target)._translate(texts, target, plain, glossary if last else None)
+                found = [_both(old, new) for old, new in zip(found, results, strict=True)] if step > 2 else results
+                texts = [result.text for result in found]
+            for row, result in zip(numbers, found, strict=True):
+                answers[row] = result
+        return answers
 
-    def _parts(self, text: str) -> list[_Part]:
-        """A text as parts: sentences, or pieces of long ones, to translate, and what is copied between them."""
-        parts: list[_Part] = []
-        for run, known in self._known(text):
-            for sentence in split_sentences(run) if known else [run]:
-                if not known or not sentence.strip():
-                    parts.append(_Part(sentence))
-                    continue
-                ids = self.tokenizer.encode([sentence])[0]
-                if len(ids) <= self.config.max_source_length:
-                    parts += [self._part(sentence, ids)] if ids else []  # nothing but invisible characters
-                    continue
-                for index, chunk in enumerate(self.tokenizer.decode(self._chunks(ids))):
-                    parts += [_Part(" ")] * (index > 0) + [self._part(chunk)]
-        return parts
+    def route(self, text: str, to: str | None = None, from_: str | None = None) -> tuple[str, ...]:
+        """The languages that a text goes through, from its own to the target's; one only if it is in that already.
 
-    def _part(self, text: str, ids: list[int] | None = None) -> _Part:
-        plain, form = to_sentence(text) if self.config.whole_sentences else (text, SENTENCE)
-        if ids is None or form != SENTENCE:
-            ids = self.tokenizer.encode([plain])[0]
-        return _Part(text, ids, form)
-
-    def _known(self, text: str) -> list[tuple[str, bool]]:
-        """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
-
-        A word with an unknown letter is copied whole; of other unknown characters (such as emoji) only they.
+        Between two languages other than English that no bundled model pairs, through English. InputError when there is no way.
         """
-        if not self.config.copy_unknown:
-            return [(text, True)]
-        runs: list[tuple[str, bool]] = []
-        for token in re.findall(r"\s+|\S+", text):
-            chars = [self._fold(char) for char in token]
-            if any(char.isalpha() and not known for char, known in chars):
-                end = len(token.rstrip(".,;:!?…"))
-                chars = [(char, False) for char in token[:end]] + chars[end:]
-            for char, known in chars:
-                known = known or (char.isspace() and (not runs or runs[-1][1]))
-                if runs and runs[-1][1] == known:
-                    runs[-1] = (runs[-1][0] + char, known)
-                else:
-                    runs.append((char, known))
-        return runs
+        if not self._bundled or to is None:
+            return self.direction(to, from_)
+        pairs, profiles = self._index
+        if from_ is None:
+            sources = {code: grams for code, grams in profiles.items() if code == to or _path(pairs, code, to)}
+            own = [source for source, target in map(self._codes, self._pairs()) if target == to]
+            expected = own[0] if own and sum(target == to for _, target in pairs) == 1 else ""
+            from_ = languages.Languages(sources).detect(text, expected, _SURE) or (own[0] if own else to)
+        if from_ == to:
+            return (to,)
+        path = _path(pairs, from_, to)
+        if path is None:
+            names = ", ".join(f"{source} to {target}" for source, target in sorted(pairs))
+            raise InputError(f"no bundled model translates from {from_} to {to}; there are: {names}")
+        return path
 
-    def _fold(self, char: str) -> tuple[str, bool]:
-        """The character, or a plainer one that the tokenizer has; and whether it has one."""
-        if char not in self._folded:
-            plain = [char, _FOLD.get(char, char), unicodedata.normalize("NFKD", char)[:1]]
-            known = [c for c in plain if not c.isspace() and set(self.tokenizer.normalize(c)) <= self.tokenizer.characters]
-            self._folded[char] = (known[0], True) if known else (char, False)
-        return self._folded[char]
+    @cached_property
+    def _index(self) -> tuple[dict[tuple[str, str], Path], dict[str, str]]:
+        """The bundled models by (source, target), and the profiles of their languages."""
+        headers = ((path, storage.read_config(path)) for path in tasks.bundled().values())
+        configs = [(path, header["config"]) for path, header in headers if header.get("task") == self.name]
+        profiles: dict[str, str] = {}
+        for _, config in configs:
+            profiles = config.get("profiles", {}) | profiles
+        return {pair: path for path, config in reversed(configs) for pair in _directions(config)}, profiles
 
-    def _chunks(self, ids: list[int]) -> list[list[int]]:
-        """A sentence too long for the model, cut after a comma or the like, else between words, else anywhere."""
-        limit, chunks = self.config.max_source_length, []
-        while len(ids) > limit:
-            pieces = self.tokenizer.pieces(ids[: limit + 1])
-            words = [k for k in range(limit // 4, limit + 1) if pieces[k].startswith("▁")]
-            clauses = [k for k in words if pieces[k - 1][-1:] in ",;:，；：、"]
-            cut = (clauses or words or [limit])[-1]
-            chunks.append(ids[:cut])
-            ids = ids[cut:]
-        return [*chunks, ids]
+    def _for(self, source: str, target: str) -> "Translation":
+        """The task that translates from one language into another: this one, or another bundled one."""
+        if (source, target) in map(self._codes, self._pairs()):
+            return self
+        path = self._index[0][source, target]
+        if path not in self._others:
+            loaded = tasks.load(self.name, path, precision=self._precision)
+            assert isinstance(loaded, Translation)
+            self._others[path] = loaded
+        return self._others[path]
 
-    def _result(self, text: str, target: str, parts: list[_Part], found: list[list[decoding.Hypothesis]]) -> Result:
+    def _codes(self, pair: tuple[int, int]) -> tuple[str, str]:
+        return self.config.languages[pair[0]], self.config.languages[pair[1]]
+
+    def _translate(
+        self, inputs: Sequence[str], target: str, settings: decoding.GenerationOptions, glossary: Mapping[str, str] | None
+    ) -> list[Result]:
+        """Translations by this model."""
+        rows = [self._cutter.parts(text, glossary) for text in inputs]
+        found = self._decode(rows, target, settings, [[None] * len(row) for row in rows], bound=False)
+        # What does not hold all that it must is written again, bound to it; where even then a stand-in does not stand just
+        # once, its sentence is translated in pieces around what it stands for.
+        found = self._decode(rows, target, settings, self._kept(rows, found), bound=True)
+        kept = self._kept(rows, found)
+        for row, parts in enumerate(rows):
+            pairs = list(zip(parts, kept[row], strict=True))
+            if any(hypotheses is None for _, hypotheses in pairs):
+                pairs = [
+                    (new, hypotheses if new is part else None)
+                    for part, hypotheses in pairs
+                    for new in (part.whole if hypotheses is None and part.stand_ins else (part,))
+                ]
+                rows[row], kept[row] = [part for part, _ in pairs], [hypotheses for _, hypotheses in pairs]
+        found = self._decode(rows, target, settings, kept, bound=True)
+        return [self._result(text, target, row, hyps) for text, row, hyps in zip(inputs, rows, found, strict=True)]
+
+    def _kept(self, rows: Sequence[Sequence[Part]], found: Sequence[Sequence[Hypotheses]]) -> list[list[Hypotheses | None]]:
+        """The hypotheses that hold all that their parts must; None where the best one does not."""
+        kept: list[list[Hypotheses | None]] = []
+        for parts, row in zip(rows, found, strict=True):
+            kept.append([])
+            for part, hypotheses in zip(parts, row, strict=True):
+                good = hypotheses
+                if part.require:
+                    texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
+                    good = [h for h, text in zip(hypotheses, texts, strict=True) if part.kept_in(text)]
+                kept[-1].append(good if good[:1] == hypotheses[:1] else None)
+        return kept
+
+    def _decode(
+        self,
+        rows: Sequence[Sequence[Part]],
+        target: str,
+        settings: decoding.GenerationOptions,
+        known: Sequence[Sequence[Hypotheses | None]],
+        bound: bool,
+    ) -> list[list[Hypotheses]]:
+        """For each part of each row its hypotheses (none for one that is copied), where they are not yet known.
+
+        bound: to what the parts require, as far as an answer has room for it.
+        """
+        first = {i: j for i, row in reversed(list(enumerate(rows))) for j in reversed(range(len(row))) if row[j].ids}
+        jobs = [(i, j) for i, row in enumerate(rows) for j, part in enumerate(row) if part.ids and known[i][j] is None]
+        found: list[list[Hypotheses]] = [[hypotheses or [] for hypotheses in row] for row in known]
+        if not jobs:
+            return found
+        limits = [min(settings.max_new_tokens, 3 * len(rows[i][j].ids) + 16) for i, j in jobs]
+        require = []
+        for (i, j), limit in zip(jobs, limits, strict=True):
+            kept: list[str] = []
+            for text in rows[i][j].require if bound else ():
+                if sum(len(ids) for ids in self.tokenizer.encode([*kept, text])) <= limit // 2:
+                    kept.append(text)
+            require.append([*(settings.require if first[i] == j else ()), *kept])
+        plain = msgspec.structs.replace(settings, require=(), prefix="")
+        constraints = decoding.Constraints.of_texts(
+            plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits
+        )
+        if settings.prefix.strip():
+            prefix = self.tokenizer.encode([settings.prefix])[0]
+            constraints = replace(constraints, prefixes=[prefix if first[i] == j else [] for i, j in jobs])
+        tag = self._tags[target]
+        lengths = [len(rows[i][j].ids) for i, j in jobs]
+        for batch in batches.length_batches(lengths, _BATCH_TOKENS, _BATCH_ROWS):
+            ids = [[tag, *rows[i][j].ids] for i, j in (jobs[k] for k in batch)]
+            state = self.model.start(self.model.encode(*batches.pad(ids, self.tokenizer.pad_id)))
+            ends = self.tokenizer.bos_id, self.tokenizer.eos_id
+            answers = decoding.generate(self.model, state, len(batch), settings, *ends, constraints.of_rows(batch))
+            for k, hypotheses in zip(batch, answers, strict=True):
+                found[jobs[k][0]][jobs[k][1]] = hypotheses
+        return found
+
+    def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses]) -> Result:
         """Put the parts' translations together."""
         best = [hyps[0] for hyps in found if hyps]
-        if not best:  # nothing to translate: empty, or nothing but unknown characters
+        if not best:  # nothing to translate: empty, or nothing but what is copied
             copied = "".join(part.text for part in parts).strip()
-            return Result(copied, warnings=("out_of_domain",) if copied else ())
-        answer = self._join(parts, [hyps[0] if hyps else None for hyps in found])
+            return Result(copied, warnings=("out_of_domain",) if any(part.unknown for part in parts) else ())
+        answer = self._join(parts, [hyps[0] if hyps else None for hyps in found], target)
         alternatives: list[Result] = []
         if len(best) == 1:
             where = next(k for k, hyps in enumerate(found) if hyps)
             for other in found[where][1:]:
-                joined = self._join(parts, [other if k == where else None for k in range(len(parts))])
-                alternatives.append(Result(joined, _confidence([other])))
-        score = _confidence(best)
-        warnings = self._warnings(text, answer, target, parts, best, score)
-        return Result(answer, score, tuple(alternatives), warnings)
+                joined = self._join(parts, [other if k == where else None for k in range(len(parts))], target)
+                alternatives.append(Result(joined, confidence([other])))
+        lost = None in self._kept([parts], [found])[0]
+        noticed = warnings(text, answer, target, parts, best, self.tokenizer, lost)
+        return Result(answer, confidence(best), tuple(alternatives), noticed)
 
-    def _join(self, parts: list[_Part], chosen: list[decoding.Hypothesis | None]) -> str:
+    def _join(self, parts: list[Part], chosen: list[decoding.Hypothesis | None], target: str) -> str:
+        """The text of the parts. Sentences are divided by a space where the target writes spaces, and only there."""
         texts = self.tokenizer.decode([hypothesis.ids if hypothesis else [] for hypothesis in chosen])
-        out = ""
-        for part, translated in zip(parts, texts, strict=True):
+        spaces = target not in _NO_SPACES
+        out, after = "", False  # after: a translation has just ended
+        for number, (part, translated) in enumerate(zip(parts, texts, strict=True)):
             if not part.ids:
-                out += part.text
+                between = after and number + 1 < len(parts) and bool(parts[number + 1].ids)
+                out += "" if between and not spaces and not part.text.strip(" ") else part.text
+                after = after and not part.text
                 continue
             head = part.text[: len(part.text) - len(part.text.lstrip())]
             tail = part.text[len(part.text.rstrip()) :]
-            out += head + from_sentence(translated, part.form) + tail
+            for name, span in part.stand_ins:
+                translated = translated.replace(name, span)
+            out += (head or " " * (after and spaces)) + from_sentence(translated, part.form) + tail
+            after = not tail
         return out.strip()
-
-    def _warnings(
-        self, text: str, answer: str, target: str, parts: list[_Part], best: list[decoding.Hypothesis], score: float
-    ) -> tuple[str, ...]:
-        found = []
-        if any(hypothesis.repeating for hypothesis in best) or _repeats(answer) > max(2, _repeats(text)):
-            found.append("repetition")
-        source = sum(len(part.ids) for part in parts)
-        written = sum(len(hypothesis.ids) for hypothesis in best)
-        if not (source - 4) / 3 <= written <= 3 * source + 4:
-            found.append("length_ratio")
-        copied = any(part.text.strip() for part in parts if not part.ids)
-        if copied or any(self.tokenizer.is_byte(index) for part in parts for index in part.ids):
-            found.append("out_of_domain")
-        if not copied and not _in_script(answer, target):
-            found.append("wrong_script")
-        if not all(hypothesis.finished or hypothesis.repeating for hypothesis in best):
-            found.append("truncated")
-        if score < 0.3:
-            found.append("low_confidence")
-        return tuple(found)
 
     # Measuring -------------------------------------------------------------------------------------------------------------
 
@@ -359,28 +443,34 @@ class Translation(Task):
         return figures
 
 
-def _confidence(hypotheses: Sequence[decoding.Hypothesis]) -> float:
-    """exp of the mean log-probability of a piece (the end of the sentence is one)."""
-    tokens = sum(len(hypothesis.ids) + bool(hypothesis.finished) for hypothesis in hypotheses)
-    return math.exp(min(0.0, math.fsum(hypothesis.score for hypothesis in hypotheses) / max(tokens, 1)))
+def _stand_ins(examples: Sequence[tuple[str, str]]) -> list[str]:
+    """Names that stand on both sides of nearly every pair that has them, the most frequent first: the model copies them."""
+    counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    for pair in examples:
+        names = [set(_NAME.findall(text)) for text in pair]
+        for counter, found in zip(counts, (*names, names[0] & names[1]), strict=True):
+            counter.update(found)
+    often = max(60, len(examples) // 5000)
+    same = [name for name, n in counts[2].items() if n >= often and n > 0.95 * max(counts[0][name], counts[1][name])]
+    return sorted(same, key=lambda name: (-counts[2][name], name))[:8]
 
 
-def _repeats(text: str) -> int:
-    """How often, at most, one to four words (or characters, without spaces) stand again directly after themselves, plus one."""
-    words: Sequence[str] = text.lower().split()
-    if len(words) < 3:
-        words = text.lower()
-    most = 1
-    for size in (1, 2, 3, 4):
-        run = 0
-        for k in range(size, len(words)):
-            run = run + 1 if words[k] == words[k - size] else 0
-            most = max(most, run // size + 1)
-    return most
+def _both(first: Result, second: Result) -> Result:
+    """The second of two translations of which one went into the other."""
+    noticed = tuple(dict.fromkeys((*first.warnings, *second.warnings)))
+    return replace(second, score=first.score * second.score, warnings=noticed)
 
 
-def _in_script(text: str, language: str) -> bool:
-    """Whether at least half of the letters belong to the language's script."""
-    letters = [unicodedata.name(char, "") for char in text if char.isalpha()]
-    scripts = _SCRIPTS.get(language, ("LATIN", "FULLWIDTH LATIN"))
-    return 2 * sum(name.startswith(scripts) for name in letters) >= len(letters)
+def _directions(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The (source, target) codes of a stored config."""
+    first, second = config["languages"]
+    each = {"forward": [(first, second)], "backward": [(second, first)]}
+    return each.get(config.get("directions", "both"), [(first, second), (second, first)])
+
+
+def _path(pairs: Mapping[tuple[str, str], Path], source: str, target: str) -> tuple[str, ...] | None:
+    """The languages from source to target that models pair, at most one between them."""
+    if (source, target) in pairs:
+        return source, target
+    through = sorted({b for a, b in pairs if a == source} & {a for a, b in pairs if b == target})
+    return (source, through[0], target) if through else None

@@ -1,7 +1,6 @@
 """What a translation is warned of, and how sure the model was."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 from rheme.decoding import Hypothesis
@@ -39,8 +38,9 @@ def warnings(
     parts: Sequence[Part],
     best: Sequence[Hypothesis],
     tokenizer: Tokenizer,
+    lost: bool = False,
 ) -> tuple[str, ...]:
-    """The warnings of a translation; best: the hypotheses of the parts that were translated."""
+    """The warnings of a translation; best: the hypotheses of the parts that were translated; lost: one has not all it must."""
     found = []
     if any(hypothesis.repeating for hypothesis in best) or repeats(answer) > max(2, repeats(text)):
         found.append("repetition")
@@ -53,17 +53,8 @@ def warnings(
         found.append("out_of_domain")
     if not unknown and not in_script(answer, target):
         found.append("wrong_script")
-    if not all(hypothesis.finished or hypothesis.repeating for hypothesis in best):
+    if lost or not all(hypothesis.finished or hypothesis.repeating for hypothesis in best):
         found.append("truncated")
     if confidence(best) < _DOUBTFUL:
         found.append("low_confidence")
     return tuple(found)
-
-
-def written_spaces(language: str) -> bool:
-    """Whether a language writes spaces between words."""
-    return language not in ("zh", "ja", "th")
-
-
-def is_letter(char: str) -> bool:
-    return unicodedata.category(char).startswith("L")

@@ -45,6 +45,14 @@ class Part:
     whole: tuple["Part", ...] = ()
     unknown: bool = False
 
+    def kept_in(self, translated: str) -> bool:
+        """Whether a translation holds all that it must, each stand-in just once."""
+        names = [name for name, _ in self.stand_ins]
+        if not all(translated.count(name) == count(name.casefold(), translated.casefold()) == 1 for name in names):
+            return False
+        others = [text for text in self.require if text not in names]
+        return all(count(text, translated) >= others.count(text) for text in others)
+
 
 class Cutter:
     """Cuts texts into parts for one model.
@@ -75,7 +83,9 @@ class Cutter:
             start = end
         return parts
 
-    def _sentence(self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]) -> Iterator[Part]:
+    def _sentence(
+        self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]
+    ) -> Iterator[Part]:
         """A sentence, divided at its markup."""
         inline: list[re.Match[str]] = []
         for span in spans:
@@ -119,7 +129,7 @@ class Cutter:
         parts: list[Part] = []
         for run, known in self._known(text):
             if not known:
-                parts.append(Part(run, unknown=True))
+                parts.append(Part(terms.get(run.casefold(), run), unknown=run.casefold() not in terms))
             elif not any(char.isalpha() for char in run):  # white space, numbers, punctuation
                 parts += [Part(run)] * bool(run)
             else:
@@ -131,17 +141,19 @@ class Cutter:
         if len(ids) <= self._limit:
             yield self._part(text, ids, terms)
             return
+        yield Part(text[: len(text) - len(text.lstrip())])
         for index, chunk in enumerate(self._tokenizer.decode(self._chunks(ids))):
             if index:
                 yield Part(" ")
             yield self._part(chunk, None, terms)
+        yield Part(text[len(text.rstrip()) :])
 
     def _part(self, text: str, ids: list[int] | None, terms: Mapping[str, str]) -> Part:
         plain, form = to_sentence(text) if self._whole_sentences else (text, SENTENCE)
         if ids is None or form != SENTENCE:
             ids = self._tokenizer.encode([plain])[0]
         numbers = tuple(_NUMBER.findall(text))
-        wanted = tuple(term for source, term in terms.items() for _ in range(_count(source, text.casefold())))
+        wanted = tuple(term for source, term in terms.items() for _ in range(count(source, text.casefold())))
         return Part(text, ids, form, (*numbers, *wanted))
 
     def _known(self, text: str) -> list[tuple[str, bool]]:
@@ -188,8 +200,8 @@ class Cutter:
         return [*chunks, ids]
 
 
-def _count(term: str, text: str) -> int:
-    """How often a term stands in a text, as words of its own where its script writes spaces."""
-    left = f"(?<!{_WORD})" if re.match(_WORD, term[:1]) else ""
-    right = f"(?!{_WORD})" if re.match(_WORD, term[-1:]) else ""
+def count(term: str, text: str) -> int:
+    """How often a term stands in a text, as words of its own where its script writes spaces, and not within a number."""
+    left = f"(?<!{_WORD})(?<![0-9][.,:/-])" if re.match(_WORD, term[:1]) else ""
+    right = f"(?!{_WORD})(?![.,:/-][0-9])" if re.match(_WORD, term[-1:]) else ""
     return len(re.findall(left + re.escape(term) + right, text))

@@ -1,0 +1,414 @@
+"""Translation, on models too small to be any good: what holds whatever the model writes."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rheme
+from rheme import nn, tasks
+from rheme.errors import InputError
+from rheme.plugins.translation import _stand_ins, checks
+from rheme.tasks import Result
+from rheme.text import languages
+
+PAIRS = [(f"The {a} is {b}.", f"{c} est {d} !") for a, c in (("cat", "Le chat"), ("dog", "Le chien"), ("house", "La maison"))
+         for b, d in (("big", "grand"), ("small", "petit"), ("near the station, here", "près, ici"))] * 3  # fmt: skip
+PAIRS.append(
+    (
+        'The quick "brown" fox - it jumps over the lazy dog with vim.',
+        "Voix ambiguë d'un cœur qui, au zéphyr, préfère les jattes.",
+    )
+)
+SMALL = {"embedding_size": 12, "encoder_size": 8, "decoder_size": 12}
+
+
+@pytest.fixture(scope="module")
+def translator() -> Any:
+    cls = tasks.get_task("translation")
+    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "max_source_length": 12, "model": SMALL}))
+    with nn.init_scope(1):
+        task.setup(PAIRS)
+    task.model.eval()
+    task.options["max_new_tokens"] = 6
+    return task
+
+
+@pytest.fixture(scope="module")
+def folder(translator: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return translator.save(tmp_path_factory.mktemp("models") / "translation-en-fr", dtype="float16")
+
+
+TEXTS = ["The cat is big.", "", "dog", "The house is near the station, here.", "  ", "The cat is big.", "😀 The dog 😀", "你好"]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 1}, {"num_beams": 1, "do_sample": True, "seed": 3}])
+def test_a_list_is_answered_as_one_by_one(translator: Any, options: dict[str, Any]) -> None:
+    together = translator(TEXTS, to="fr", **options)
+    assert _same(together, [translator(text, to="fr", **options) for text in TEXTS])
+    order = list(range(len(TEXTS)))
+    random.Random(1).shuffle(order)
+    shuffled = translator([TEXTS[i] for i in order], to="fr", **options)
+    assert _same([shuffled[order.index(i)] for i in range(len(TEXTS))], together)
+
+
+def _same(first: list[Result], second: list[Result]) -> bool:
+    return [repr(result) for result in first] == [repr(result) for result in second]  # nan is not equal to itself
+
+
+def test_nothing_to_translate_needs_no_model(translator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator.model, "encode", None)
+    assert [result.text for result in translator(["", " \n\t ", "\u200b"], to="fr")] == ["", "", "\u200b"]
+    assert translator([], to="fr") == []
+    result = translator("你好 😀", to="fr")
+    assert (result.text, result.warnings) == ("你好 😀", ("out_of_domain",))
+
+
+def test_unknown_characters_are_copied(translator: Any) -> None:
+    for text in ("😀 The cat", "The cat 😀", "The cat 😀😀 is"):
+        result = translator(text, to="fr")
+        assert "😀" in result.text
+        assert "out_of_domain" in result.warnings
+    assert "out_of_domain" not in translator("The cat", to="fr").warnings
+    assert "Łódź" in translator("The dog, Łódź.", to="fr").text, "a word with an unknown letter is copied whole"
+    parts = translator._cutter.parts("The “cat” is bïg—here")
+    assert len(parts) == 1, "quotes, dashes and accents are written plainer rather than copied"
+
+
+@pytest.mark.parametrize(
+    "text", ["word " * 3000, "The cat is big. " * 400, "a" * 3000, "The dog, the cat, " * 200 + "\n\nThe house."]
+)
+def test_long_texts_are_cut_and_nothing_is_dropped(translator: Any, text: str) -> None:
+    parts = translator._cutter.parts(text)
+    assert all(len(part.ids) <= translator.config.max_source_length + 3 for part in parts), "a full stop may be added"
+    assert "".join("".join(part.text for part in parts).split()) == "".join(text.split())
+    for part in parts:
+        written = "".join(translator.tokenizer.decode([part.ids])).lower().rstrip(".")
+        assert not part.ids or written == part.text.strip().lower().rstrip(".")
+    assert "truncated" in translator(text[:2000], to="fr", max_new_tokens=2, num_beams=1).warnings
+
+
+def test_sentences_are_cut_at_their_ends(translator: Any) -> None:
+    text = "The cat is big. The dog is small!\n\nThe house is near the station. The dog, the cat, the house are big and small."
+    parts = translator._cutter.parts(text)
+    sentences = [translator.tokenizer.decode([part.ids])[0] for part in parts if part.ids]
+    assert sentences[:2] == ["The cat is big.", "The dog is small!"]
+    assert any(part.text == "\n\n" for part in parts)
+    assert sum(sentence.endswith(",") for sentence in sentences) >= 1, "a long sentence is cut after a comma"
+
+
+def test_directions(translator: Any, folder: Path) -> None:
+    assert translator("dog", from_="en") == translator("dog", to="fr")
+    with pytest.raises(InputError, match=r"say into which language .* en to fr, fr to en"):
+        translator("dog")
+    with pytest.raises(InputError, match="cannot translate to de; it can: en to fr, fr to en"):
+        translator("dog", to="de")
+    loaded = rheme.load("translation", folder, to="fr")
+    assert loaded("dog").text == translator("dog", to="fr").text
+    assert loaded("Le chat", to="en") == rheme.load(model=folder, to="en")("Le chat")
+    with pytest.raises(InputError, match="cannot do to=de; its languages: en, fr"):
+        rheme.load("translation", folder, to="de")
+
+
+def test_options_are_checked(translator: Any) -> None:
+    with pytest.raises(InputError, match="did you mean 'num_beams'"):
+        translator("dog", to="fr", num_beam=3)
+    with pytest.raises(InputError, match="must be a str, not int"):
+        translator([3], to="fr")
+
+
+def test_alternatives(translator: Any) -> None:
+    result = translator("The cat is big.", to="fr", num_beams=4, num_return_sequences=3)
+    assert len(result.alternatives) == 2
+    assert 0 < result.alternatives[0].score <= 1
+    assert 0 < result.score <= 1
+
+
+def test_folder_round_trip(translator: Any, folder: Path) -> None:
+    loaded = rheme.load("translation", folder)
+    assert loaded.config == translator.config
+    assert _same(loaded(TEXTS, to="fr"), rheme.load("translation", folder)(TEXTS, to="fr"))
+    with pytest.raises(InputError, match="holds a model for 'translation', not for 'generation'"):
+        rheme.load("generation", folder)
+
+
+def test_bundled_models_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "bundled", lambda: {folder.name: folder})
+    assert rheme.load("translation", to="en")("Le chat").text == rheme.load("translation", folder, to="en")("Le chat").text
+    with pytest.raises(InputError, match=r"no bundled model for translation with to=de; bundled: translation-en-fr; give"):
+        rheme.load("translation", to="de")
+    run_pipeline = rheme.pipeline("translation_en_to_fr")
+    text = rheme.load("translation", folder, to="fr")("The cat").text
+    assert run_pipeline("The cat") == [{"translation_text": text}]
+    assert run_pipeline(["The cat", "The cat"]) == [{"translation_text": text}] * 2
+    with pytest.raises(InputError, match="the form is translation_en_to_fr"):
+        rheme.pipeline("translation_en_fr")
+    monkeypatch.setattr(tasks, "bundled", dict)
+    with pytest.raises(InputError, match="bundled: none"):
+        rheme.load("translation", to="fr")
+
+
+def test_training_items(translator: Any) -> None:
+    items = translator.encode_all([*PAIRS[:2], ("word " * 200, "mot"), ("a", "")])
+    assert len(items) == 4, "two directions; pairs too long or empty are left out"
+    tags = [translator.tokenizer.piece_id(f"<2{code}>") for code in ("fr", "en")]
+    assert [item[0] for item in items] == [tags[0]] * 2 + [tags[1]] * 2
+    loss, count, _ = translator.loss(items, 0)
+    assert count == sum(len(target) + 1 for _, _, target in items)
+    alone = [translator.loss([item], 0)[0].item() for item in items]
+    assert loss.item() == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_reading_pairs(translator: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("Hi.\tSalut !\nHi.\tSalut !\nHi.\tBonjour !\n")
+    assert translator.read(tmp_path / "x.tsv") == [("Hi.", "Salut !"), ("Hi.", "Bonjour !")]
+    (tmp_path / "y.tsv").write_text("Salut !\tHi.\n")
+    assert translator.read(tmp_path / "y.tsv", ["fr", "en"]) == [("Hi.", "Salut !")]
+    (tmp_path / "x.jsonl").write_text('{"en": "Hi.", "fr": "Salut !"}\n')
+    (tmp_path / "y.jsonl").write_text('{"source": "Hi.", "target": "Salut !"}\n')
+    assert translator.read(tmp_path / "x.jsonl") == translator.read(tmp_path / "y.jsonl") == [("Hi.", "Salut !")]
+
+
+def test_config_mistakes() -> None:
+    cls = tasks.get_task("translation")
+    for values, message in (
+        ({"languages": "en"}, "two different codes"),
+        ({"languages": "en,en"}, "two different codes"),
+        ({"directions": "up"}, "both, forward, backward"),
+        ({"model": {"dropout": 2}}, "dropout"),
+        ({"vocab_size": 0}, "at least 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tasks.configure(cls.Config, values, "task")
+
+
+def test_evaluation(translator: Any) -> None:
+    pytest.importorskip("sacrebleu")
+    figures = translator.evaluate(PAIRS[:3], to="fr", num_beams=1)
+    assert set(figures) >= {"pairs", "bleu_en-fr", "chrf_en-fr", "bleu_signature_en-fr"}
+    assert "tok:13a" in figures["bleu_signature_en-fr"]
+    assert "case:mixed" in figures["bleu_signature_en-fr"]
+    assert {name.rpartition("_")[2] for name in translator.evaluate(PAIRS[:2], num_beams=1)} == {"pairs", "en-fr", "fr-en"}
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("a b c", 1),
+        ("no no", 1),
+        ("no no no", 3),
+        ("very very very very good", 4),
+        ("a b a b a b", 3),
+        ("", 1),
+        ("hahahahaha", 5),
+    ],
+)
+def test_repeats(text: str, times: int) -> None:
+    assert checks.repeats(text) == times
+
+
+def test_scripts() -> None:
+    assert languages.in_script("Où est la gare ?", "fr")
+    assert not languages.in_script("Где вокзал?", "fr")
+    assert languages.in_script("Где вокзал?", "ru")
+    assert languages.in_script("车站在哪里？", "zh")
+    assert not languages.in_script("Where is it?", "zh")
+    assert languages.in_script("123 !", "zh")
+
+
+# Carried through -------------------------------------------------------------------------------------------------------------
+
+INLINE = ["http://a.b/c?d=1&e=%20", "https://example.com", "bob.x@mail.example.org", "{name}", "{{ user name }}", "%(count)s",
+          "%s", "$HOME", "my_file_2", "v1.2.3", "@someone", "#tag", "/usr/lib/x.so", "www.site.de/page"]  # fmt: skip
+NUMBERS = ["7", "1,234.50", "5:30", "2024-05-03", "99", "1/2", "3.14"]
+MARKUP = ["<b>", "</b>", '<a href="x y. Z">', "<br/>", "&amp;", "`code x`", "**"]
+WORDS = [
+    "The cat",
+    "is",
+    "big.",
+    "dog",
+    "near the station,",
+    "here",
+    "house!",
+    "My",
+    "\n",
+    "\n\n",
+    "  ",
+    "😀",
+    "Łódź",
+    "你好",
+    "?",
+]
+
+
+@pytest.mark.parametrize("stand_ins", [[], ["Tom", "Boston", "Paris"]], ids=["divided", "stand-ins"])
+@given(st.lists(st.sampled_from([*INLINE, *NUMBERS, *MARKUP, *WORDS]), max_size=9))
+@settings(max_examples=25, deadline=None)
+def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: list[str], tokens: list[str]) -> None:
+    """By a model that writes nonsense: nothing of it is lost, doubled (but numbers) or, for markup, put in another order."""
+    text = " ".join(tokens)
+    translator.config.stand_ins[:] = stand_ins
+    try:
+        answer = translator(text, to="fr", num_beams=2, max_new_tokens=90).text
+    finally:
+        translator.config.stand_ins.clear()
+    for kind in (INLINE, MARKUP, ["😀", "Łódź", "你好"]):
+        for token in kind:
+            assert answer.count(token) >= tokens.count(token), (token, answer)
+    pattern = "|".join(re.escape(token) for token in sorted(MARKUP, key=len, reverse=True))
+    assert re.findall(pattern, answer) == re.findall(pattern, text)
+    for number in NUMBERS:
+        found = re.findall(rf"(?<![\w.,:/-]){re.escape(number)}(?![\w]|[.,:/-]\d)", answer)
+        assert len(found) >= Counter(tokens)[number], (number, answer)
+    assert answer.count("\n") == text.strip().count("\n")
+
+
+def test_stand_ins_are_names_that_both_sides_share() -> None:
+    pairs = [("Tom met Mary.", "Tom rencontra Marie."), ("Boston is big.", "Boston est grand.")] * 70 + [
+        ("The end.", "La fin.")
+    ] * 99
+    assert _stand_ins(pairs) == ["Boston", "Tom"]
+
+
+def test_layout_is_kept(translator: Any) -> None:
+    text = "# The cat\n\n  * The dog is big.\n\t* The house.  Is here.\n\n\n1. dog\n2. cat"
+    answer = translator(text, to="fr").text
+    shape = re.sub(r"[^\s#*]+( [^\s#*]+)*", "x", re.sub(r"(?m)^\d\.", "#", text))
+    assert re.sub(r"[^\s#*]+( [^\s#*]+)*", "x", re.sub(r"(?m)^\d\.", "#", answer)) == shape
+
+
+def test_a_line_of_thousands_of_words(translator: Any) -> None:
+    """Mixed scripts and emoji among them; each comes out, in its order."""
+    rng = random.Random(1)
+    words = [rng.choice(["the", "cat", "house,", "big", "5", "你好", "😀", "вокзал", "dog.", "{x}"]) for _ in range(2000)]
+    answer = translator(" ".join(words), to="fr", num_beams=1).text
+    kept = ("你好", "😀", "вокзал", "{x}")
+    assert re.findall("|".join(map(re.escape, kept)), answer) == [word for word in words if word in kept]
+    assert len(re.findall(r"(?<!\d)5(?!\d)", answer)) >= words.count("5")
+
+
+def test_a_glossary_is_kept_to(translator: Any) -> None:
+    glossary = {"the station": "la Grande Gare", "Cat": "félin", "dogs": "chiens"}
+    for text, wanted, other in (
+        ("The house is near the station.", "la Grande Gare", "félin"),
+        ("A cat.", "félin", "chiens"),
+        ("The cat, the dog and the CAT.", "félin", "chiens"),
+    ):
+        answer = translator(text, to="fr", glossary=glossary, max_new_tokens=60).text
+        assert answer.lower().count(wanted.lower()) >= text.lower().count("cat" if wanted == "félin" else "the station")
+        assert other not in answer
+    assert translator("The category.", to="fr", glossary=glossary) == translator("The category.", to="fr")
+
+
+def test_constraints_of_a_text(translator: Any) -> None:
+    text = "The cat is big. The dog is small."
+    free = translator(text, to="fr", max_new_tokens=40).text
+    word = re.findall(r"\w+", free)[-1]
+    bound = translator(text, to="fr", max_new_tokens=40, forbid=word, require=["maison"], prefix="Voici").text
+    assert bound.startswith("Voici")
+    assert "maison" in bound
+    assert word.lower() not in re.findall(r"\w+", bound.lower())
+
+
+# Warnings --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warning", "text", "options"),
+    [
+        ("repetition", "dog", {"prefix": "le chat le chat le chat le chat"}),
+        ("length_ratio", "dog", {"prefix": "La maison est grande et le chien est petit mais le chat est ici"}),
+        ("out_of_domain", "The cat 😀", {}),
+        ("truncated", "The cat is big.", {"max_new_tokens": 2}),
+        ("low_confidence", "The cat is big.", {}),  # of a model that has learned nothing
+    ],
+)
+def test_each_warning(translator: Any, warning: str, text: str, options: dict[str, Any]) -> None:
+    result = translator(text, to="fr", **{"max_new_tokens": 40, **options})
+    assert warning in result.warnings
+    assert result.warnings == tuple(dict.fromkeys(result.warnings))
+
+
+def test_the_warning_of_the_wrong_script() -> None:
+    """A model for Chinese that was shown none."""
+    cls = tasks.get_task("translation")
+    task: Any = cls(tasks.configure(cls.Config, {"languages": ["en", "zh"], "vocab_size": 330, "model": SMALL}))
+    with nn.init_scope(1):
+        task.setup(PAIRS)
+    result = task("The cat is big.", to="zh", max_new_tokens=12, prefix="Le chat")
+    assert "wrong_script" in result.warnings
+    assert "wrong_script" not in task("The cat is big.", to="en", max_new_tokens=12, prefix="Le chat").warnings
+
+
+# Languages and the way between them ------------------------------------------------------------------------------------------
+
+SAMPLES = {
+    "en": ["Where is the station?", "I would like to know what you think of this.", "They have been here since the morning."],
+    "de": ["Wo ist der Bahnhof?", "Ich möchte wissen, was du darüber denkst.", "Sie sind schon seit dem Morgen hier."],
+    "fr": ["Où est la gare ?", "Je voudrais savoir ce que vous en pensez.", "Ils sont ici depuis ce matin."],
+    "zh": ["车站在哪里？", "我想知道你怎么看。", "他们从早上就在这里。"],
+}
+
+
+def test_languages_are_told_apart() -> None:
+    known = languages.Languages({code: languages.profile(texts) for code, texts in SAMPLES.items()})
+    for code, texts in SAMPLES.items():
+        assert [known.detect(text) for text in texts] == [code] * 3
+    assert known.detect("123 !", default="fr") == "fr"
+    assert known.detect("Wo ist der Bahnhof?", default="en", margin=1000) == "en"
+    assert languages.Languages({}).detect("Hi", "en") == "en"
+
+
+@pytest.fixture
+def bundle(translator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three bundled models: English with French, German and Chinese."""
+    found = {}
+    before = translator.config.languages, translator.config.profiles
+    for code in ("de", "fr", "zh"):
+        translator.config.languages = ["en", code]
+        translator.config.profiles = {name: languages.profile(SAMPLES[name]) for name in ("en", code)}
+        translator._tags = {"en": translator._tags["en"], code: list(translator._tags.values())[1]}
+        name = f"translation-en-{code}"
+        data = translator.tokenizer.to_bytes().replace(b"<2fr>", f"<2{code}>".encode())
+        translator.tokenizer = type(translator.tokenizer).load(data)
+        found[name] = translator.save(tmp_path / name)
+        translator.tokenizer = type(translator.tokenizer).load(data.replace(f"<2{code}>".encode(), b"<2fr>"))
+    translator.config.languages, translator.config.profiles = before
+    translator._tags = {code: translator.tokenizer.piece_id(f"<2{code}>") for code in ("en", "fr")}
+    monkeypatch.setattr(tasks, "bundled", lambda: found)
+
+
+def test_the_way_of_a_text(bundle: None) -> None:
+    into_french, into_english = rheme.load("translation", to="fr"), rheme.load("translation", to="en")
+    for code, texts in SAMPLES.items():
+        for text in texts:
+            way = {"en": ("en", "fr"), "fr": ("fr",), "de": ("de", "en", "fr"), "zh": ("zh", "en", "fr")}[code]
+            assert into_french.route(text, "fr") == way
+            assert into_english.route(text, "en") == ((code, "en") if code != "en" else ("en",))
+    assert into_french.route("Wo ist der Bahnhof?", "fr", "en") == ("en", "fr")
+    with pytest.raises(InputError, match="no bundled model translates from it to fr; there are: de to en, en to de"):
+        into_french.route("x", "fr", "it")
+
+
+def test_each_text_goes_its_way(bundle: None) -> None:
+    """In a list as alone, through the models that another load() would give."""
+    translate = rheme.load("translation", to="en", num_beams=2)
+    texts = [texts[0] for texts in SAMPLES.values()] * 2
+    together = translate(texts)
+    assert _same(together, [translate(text) for text in texts])
+    assert together[0] == Result(texts[0], warnings=("out_of_domain",)) or repr(together[0].score) == "nan"
+    for code, result in zip(list(SAMPLES)[1:], together[1:], strict=False):
+        alone = rheme.load("translation", from_=code, to="en", num_beams=2)
+        assert _same([result], [alone(SAMPLES[code][0])])
+    into_french = rheme.load("translation", to="fr", num_beams=2)
+    english = rheme.load("translation", from_="de", to="en", num_beams=2)(SAMPLES["de"][0])
+    french = into_french(english.text, from_="en")
+    both = into_french(SAMPLES["de"][0])
+    assert both.text == french.text
+    assert both.score == pytest.approx(english.score * french.score)
+    assert set(both.warnings) == {*english.warnings, *french.warnings}
