@@ -16,7 +16,7 @@ from rheme import training
 from rheme.cli import main
 from rheme.errors import InputError
 from rheme.plugins.summarization import Summarization, SummarizationConfig
-from rheme.plugins.summarization.extraction import find_sentences, rank
+from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
 from rheme.text.casing import capitalize, sentence_case, word_forms
 
@@ -147,16 +147,33 @@ def test_extract(summarize: Any, unseen: list[tuple[str, str]]) -> None:
     assert summarize("", extract=2).to_dict() == {"text": "", "score": None, "sentences": []}
 
 
-def test_rank() -> None:
-    """Two groups of equal codes: the first choice is of the larger one, the second of the other."""
-    near, far = [1.0, 0.6, 0.0], [0.6, 1.0, 0.0]
-    codes = np.array([near, near, near, far, [0.0, 0.0, 0.0]], np.float32)
-    assert rank(codes, [1] * 5, 2) == [0, 3]
-    assert sorted(rank(codes, [1] * 5, 9)) == [0, 1, 2, 3, 4]
-    assert rank(codes, [5, 3, 3, 3, 3], 3, budget=4.0) == [1]  # the first does not fit
-    assert rank(codes[:1], [50], 1, budget=4.0) == [0]  # but one is always chosen
-    order = np.array([4, 3, 2, 1, 0])
-    assert {int(order[i]) for i in rank(codes[order], [1] * 5, 2)} & {0, 1, 2}
+def test_it_looks_at_the_sentence_with_the_name(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+    found = [summarize(document, extract=1).text for document, _ in unseen[:10]]
+    assert sum("We present" in text for text in found) >= 9  # measured: 10
+    long = " ".join([*FILLERS * 20, unseen[0][0], *FILLERS * 20])  # read in windows, and again
+    assert "We present" in summarize(long, extract=1).text
+
+
+def test_rank_is_an_order_of_all_sentences(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+    sentences = find_sentences(" ".join(document for document, _ in unseen), summarize.tokenizer.encode)
+    ids = [sentence.ids for sentence in sentences]
+    for some in (ids[:1], ids[:2], ids[:7], ids, [ids[0] * 50, ids[1], ids[2] * 90], [[5]] * 300):
+        assert sorted(rank(summarize.model, some, 60)) == list(range(len(some)))
+    assert rank(summarize.model, ids, 60) == rank(summarize.model, ids, 60)
+    assert rank(summarize.model, [], 60) == []
+
+
+def test_fitting() -> None:
+    assert fitting([2, 0, 1], [3, 4, 5], 2) == [0, 2]
+    assert fitting([2, 0, 1], [3, 4, 5], 3, budget=9) == [0, 2]
+    assert fitting([2, 0, 1], [1, 4, 5], 3, budget=4) == [2]  # in any case the first
+    assert fitting([], [], 3, budget=4) == []
+
+
+def test_equal_sentences_are_not_chosen_twice(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+    first, present, last = [s.text for s in find_sentences(unseen[0][0], summarize.tokenizer.encode)]
+    texts = [s["text"] for s in summarize(" ".join([present, first, present, last]), extract=2).extra["sentences"]]
+    assert len(set(texts)) == 2
 
 
 def test_long_documents_are_read_in_part(summarize: Any, unseen: list[tuple[str, str]]) -> None:
@@ -274,7 +291,7 @@ def test_capitalize(text: str, expected: str) -> None:
 
 def test_reading(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
-    path.write_text("id\tA title\tA text.\nid\tA title\tA text.\n")
+    path.write_text("id\tA title\tA text.\n")
     assert Summarization().read(path, ["3", "2"]) == [("A text.", "A title")]
     lines = tmp_path / "pairs.jsonl"
     lines.write_text('{"document": "A text.", "summary": "A title"}\n')

@@ -125,13 +125,6 @@ class PointerGenerator(Seq2Seq):
             keys, _ = self.copy.project(memory.values)
         return PointerMemory(**vars(memory), source=np.asarray(source, np.int64), copy_keys=keys.data)
 
-    def codes(self, source: Ids, lengths: Ids) -> Array:
-        """A code of each source int64 (S, N): the mean over its positions of what the encoder found there, F (N, C)."""
-        with autograd.no_grad():
-            values, _ = self._encode(source, lengths)
-            inside = np.arange(source.shape[0])[:, None] < lengths
-            return ops.mean(values.data, axis=0, mask=inside[:, :, None])
-
     def step(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Seq2SeqState]:
         """One target step: ids int64 (B,) -> log-probabilities F (B, V) of the next id, and the state after it."""
         with autograd.no_grad():

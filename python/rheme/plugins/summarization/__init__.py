@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import decoding, metrics, ops
+from rheme import decoding, metrics
 from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
-from rheme.plugins.summarization.extraction import Sentence, find_sentences, rank
+from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches, readers
@@ -44,7 +44,7 @@ class SummarizationConfig(msgspec.Struct, kw_only=True):
     vocab_size: int = 8000
     normalization: str = "nmt_nfkc"
     max_source_length: int = 160
-    max_input_length: int = 240
+    max_input_length: int = 320
     max_train_length: int = 60
     sentence_case: bool = True
     capitalized: bool = False
@@ -87,11 +87,10 @@ class Summarization(Task):
     # Data ------------------------------------------------------------------------------------------------------------------
 
     def read(self, paths: Any, fields: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        """Pairs (document, summary), each once. fields: columns or keys of the two, such as abstract,title."""
+        """Pairs (document, summary). fields: columns or keys of the two, such as abstract,title."""
         if fields is not None and len(fields) != 2:
             raise InputError(f"summarization reads two fields, the document and its summary, not {len(fields)}")
-        rows = readers.read_records(paths, fields or self.fields, given=fields is not None)
-        return list(dict.fromkeys(rows))  # type: ignore[arg-type]
+        return readers.read_records(paths, fields or self.fields, given=fields is not None)  # type: ignore[return-value]
 
     def setup(self, examples: Sequence[tuple[str, str]]) -> None:
         """Train the tokenizer on documents and summaries, then build the model."""
@@ -206,8 +205,9 @@ class Summarization(Task):
         if len(ids) <= limit and len(start) == len(text):
             return _Document(ids, text, foreign=not domain)
         sentences = find_sentences(text, self._pieces)
-        chosen = sorted(self._rank(sentences, [len(s.ids) for s in sentences], len(sentences), limit))
-        ids = [index for i in chosen for index in sentences[i].ids][:limit]
+        order = rank(self.model, [sentence.ids for sentence in sentences], limit)
+        chosen = fitting(order, [min(len(s.ids), limit) for s in sentences], len(sentences), limit)
+        ids = [index for i in chosen for index in sentences[i].ids[:limit]]
         return _Document(ids, text, foreign=not domain, read=[(sentences[i].start, sentences[i].end) for i in chosen])
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
@@ -215,14 +215,6 @@ class Summarization(Task):
         known = self.tokenizer.characters
         plain = ["".join(c for c in text if c in known or unicodedata.category(c) != "So") for text in texts]
         return self.tokenizer.encode(plain)
-
-    def _rank(self, sentences: Sequence[Sentence], sizes: Sequence[int], count: int, budget: float) -> list[int]:
-        """The indices of the sentences that say most, the best first; see `rank`."""
-        cut = [sentence.ids[: self.config.max_input_length] for sentence in sentences]
-        codes = ops.zeros((len(cut), 2 * self.config.model.encoder_size))
-        for batch in batches.length_batches([len(ids) for ids in cut], _BATCH_TOKENS, _BATCH_ROWS):
-            codes[batch] = self.model.codes(*batches.pad([cut[i] for i in batch], self.tokenizer.pad_id))
-        return rank(codes, sizes, count, budget)
 
     def _extracted(self, text: str, count: int, max_words: int | None, settings: decoding.GenerationOptions) -> Result:
         """The `count` sentences that say most, in their order; none that holds a forbidden phrase."""
@@ -234,8 +226,8 @@ class Summarization(Task):
             sentences = [sentence for sentence in sentences if not forbidden.stands_in(sentence.text)]
         if not sentences:
             return Result("", extra={"sentences": []})
-        sizes = [count_words(sentence.text) for sentence in sentences]
-        chosen = sorted(self._rank(sentences, sizes, count, math.inf if max_words is None else max_words))
+        order = rank(self.model, [sentence.ids for sentence in sentences], self.config.max_input_length)
+        chosen = fitting(order, [count_words(sentence.text) for sentence in sentences], count, max_words)
         whole = " ".join(" ".join(sentences[i].text.split()) for i in chosen)
         summary = cut_words(whole, max_words)
         spans = [{"text": sentences[i].text, "start": sentences[i].start, "end": sentences[i].end} for i in chosen]
