@@ -1,9 +1,12 @@
 """Metrics of texts and labels: exact match and F1 of answers, ROUGE, macro-F1, BLEU and chrF. Scores are from 0 to 100."""
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rheme.errors import InputError
@@ -137,6 +140,116 @@ def macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
         right.update(p & r)
     every = sorted(found | wanted, key=repr)
     return _mean([_f1(right[label], found[label], wanted[label]) for label in every])
+
+
+def micro_f1(predictions: Sequence[Sequence[Hashable]], references: Sequence[Sequence[Hashable]]) -> float:
+    """F1 over all pairs of a text and a label."""
+    _check(predictions, references)
+    pairs = [(set(p), set(r)) for p, r in zip(predictions, references, strict=True)]
+    return 100.0 * _f1(sum(len(p & r) for p, r in pairs), sum(len(p) for p, _ in pairs), sum(len(r) for _, r in pairs))
+
+
+def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017), from 0 to 1: the gap between mean confidence and share of right answers in
+    each of so many equal bins of confidence, weighted by how many answers it holds."""
+    _check(confidences, right)
+    kept: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for confidence, hit in zip(confidences, right, strict=True):
+        kept[min(int(confidence * bins), bins - 1)].append((confidence, hit))
+    gaps = [abs(sum(c for c, _ in rows) - sum(bool(hit) for _, hit in rows)) for rows in kept]
+    return sum(gaps) / max(1, len(confidences))
+
+
+def auroc(scores: Sequence[float], wanted: Sequence[bool]) -> float:
+    """Area under the ROC curve: how often a wanted one has the larger score than another one, ties counting half."""
+    _check(scores, wanted)
+    ranks, yes = _ranks(scores), sum(map(bool, wanted))
+    if not 0 < yes < len(scores):
+        return float("nan")
+    above = sum(rank for rank, hit in zip(ranks, wanted, strict=True) if hit) - yes * (yes + 1) / 2
+    return 100.0 * above / (yes * (len(scores) - yes))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """From 1; equal values share the mean of their ranks."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks, start = [0.0] * len(values), 0
+    for stop in range(1, len(order) + 1):
+        if stop == len(order) or values[order[stop]] != values[order[start]]:
+            for place in range(start, stop):
+                ranks[order[place]] = (start + 1 + stop) / 2
+            start = stop
+    return ranks
+
+
+def pearson(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """Correlation, from -1 to 1; nan where one side does not vary."""
+    _check(found, wanted)
+    n = max(1, len(found))
+    a, b = math.fsum(found) / n, math.fsum(wanted) / n
+    squares = math.fsum((x - a) ** 2 for x in found) * math.fsum((y - b) ** 2 for y in wanted)
+    product = math.fsum((x - a) * (y - b) for x, y in zip(found, wanted, strict=True))
+    return product / math.sqrt(squares) if squares > 0 else math.nan
+
+
+def spearman(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """Correlation of the ranks, from -1 to 1."""
+    return pearson(_ranks(found), _ranks(wanted))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often a text of one label was given another. counts[wanted][found]."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def count(cls, predictions: Sequence[str], references: Sequence[str]) -> "Confusion":
+        _check(predictions, references)
+        labels = sorted({*predictions, *references})
+        seen = Counter(zip(references, predictions, strict=True))
+        return cls(tuple(labels), tuple(tuple(seen[wanted, found] for found in labels) for wanted in labels))
+
+    def to_text(self) -> str:
+        """A row for each wanted label, its cells (how often each label was found) divided by tabs."""
+        head = "\t".join(["wanted \\ found", *self.labels])
+        rows = ["\t".join([label, *map(str, row)]) for label, row in zip(self.labels, self.counts, strict=True)]
+        return "\n".join([head, *rows]) + "\n"
+
+    def write(self, path: str | Path) -> None:
+        """As a picture (.png, .svg, .pdf; needs matplotlib, the extra `plot`) or as text. InputError where it cannot."""
+        path = Path(path)
+        try:
+            if path.suffix.lower() in (".png", ".svg", ".pdf"):
+                self._draw(path)
+            else:
+                path.write_text(self.to_text(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+
+    def _draw(self, path: Path) -> None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise InputError("a picture needs matplotlib: pip install 'rheme[plot]' (or give a .tsv file)") from None
+        size = max(4.0, 0.3 * len(self.labels))
+        figure = Figure(figsize=(size + 2, size + 1.5), layout="constrained")
+        axes = figure.subplots()
+        shares = [[count / max(1, sum(row)) for count in row] for row in self.counts]
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(self.labels)), self.labels, rotation=90)
+        axes.set_yticks(range(len(self.labels)), self.labels)
+        axes.set_xlabel("found")
+        axes.set_ylabel("wanted")
+        if len(self.labels) <= 30:
+            for i, row in enumerate(self.counts):
+                for j, count in enumerate(row):
+                    if count:
+                        dark = "white" if shares[i][j] > 0.5 else "black"
+                        axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=dark)
+        figure.colorbar(image, label="share of the wanted label")
+        figure.savefig(path, dpi=120)
 
 
 # Translations -----------------------------------------------------------------------------------------------------------------

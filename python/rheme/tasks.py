@@ -78,7 +78,7 @@ class Task:
     """One instance is a task bound to one model: new (from a config) or loaded from a folder.
 
     A plugin sets ``name`` and ``Config`` and writes ``build``, ``encode``, ``loss`` and ``answer``; the rest has defaults.
-    Training calls, in this order: read, split, setup, then encode_all once, then size and loss for each batch.
+    Training calls, in this order: read, split, setup (or adapt), then encode_all once, then size and loss for each batch.
     """
 
     name: ClassVar[str]
@@ -86,6 +86,7 @@ class Task:
     fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, in order, or keys of a JSON line
     suffix: ClassVar[str] = ".tsv"  # of the files that write_examples writes
     sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
+    adaptable: ClassVar[tuple[str, ...]] = ()  # settings that a training from another model does not take from it
     pipeline_tag: ClassVar[str] = ""  # the hub's name for this kind of task, for the model card
     pipeline_key: ClassVar[str] = "text"  # the key of the text in the results of rheme.pipeline()
 
@@ -114,6 +115,15 @@ class Task:
 
         return readers.split_by_hash(examples, share, self.sides, salt)
 
+    @classmethod
+    def samples(cls) -> list[Any]:
+        """Some invented examples, as ``read`` gives them: what `rheme plugins check` trains on. By default none."""
+        return []
+
+    def inputs(self, examples: Sequence[Any]) -> list[Any]:
+        """What ``answer`` is asked for these examples. By default the first text of each."""
+        return [example if isinstance(example, str) else example[0] for example in examples]
+
     def write_examples(self, path: Path, examples: Sequence[Any]) -> None:
         """Write examples (such as the held-out ones) as a file that ``read`` takes: TSV, a line an example."""
         from rheme.text import readers
@@ -125,6 +135,9 @@ class Task:
     def setup(self, examples: Sequence[Any]) -> None:
         """Prepare a new training from its examples: train a tokenizer, fill in ``self.config``, then ``build``."""
         self.build()
+
+    def adapt(self, examples: Sequence[Any]) -> None:
+        """Fit a restored model to the examples it is to be fine-tuned on (new labels, say). By default it stays as it is."""
 
     def build(self) -> None:
         """Make ``self.model`` from ``self.config`` (and the tokenizer). Called by setup and on loading."""

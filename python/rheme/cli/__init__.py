@@ -18,12 +18,14 @@ GROUP = "rheme.commands"
 
 # the short help of our own verbs, so that --help need not import them; a test compares them with the commands' docstrings
 HELP = {
+    "analyze": "Find sentiment, emotions, keywords and language of texts, or similar texts.",
     "answer": "Answer questions from texts.",
     "doctor": "Say whether a text VAE uses its latent code.",
     "evaluate": "Measure a model on labelled data.",
     "generate": "Write new sentences.",
     "info": "Show version, instruction set, threads, device and bundled models.",
     "latent": "Work in the latent space of a text VAE.",
+    "plugins": "Begin a task of your own, or check an installed one.",
     "summarize": "Summarize documents, each in a line.",
     "tasks": "List the installed tasks.",
     "train": "Train a model on your own text.",
@@ -32,12 +34,14 @@ HELP = {
 
 # command -> the module that holds it
 _COMMANDS = {
+    "analyze_command": "analyzing",
     "answer_command": "answering",
     "doctor_command": "latent",
     "evaluate_command": "training",
     "generate_command": "writing",
     "info_command": "about",
     "latent_command": "latent",
+    "plugins_command": "plugins",
     "summarize_command": "summarizing",
     "tasks_command": "about",
     "train_command": "training",

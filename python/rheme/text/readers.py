@@ -101,8 +101,12 @@ def read_parallel(paths: Sequence[str | Path]) -> list[tuple[str, ...]]:
     return rows
 
 
-def read_jsonl(path: str | Path, fields: Sequence[str], given: bool = False) -> list[tuple[str, ...]]:
+def read_jsonl(
+    path: str | Path, fields: Sequence[str], given: bool = False, list_separator: str | None = None
+) -> list[tuple[str, ...]]:
     """The named fields of each JSON object, a line each; ``a.b`` reaches into objects.
+
+    list_separator: joins a field that is a list of texts; without it such a field is an error.
 
     Unless the fields were given by the user, a line ``{"messages": [...]}`` of a chat yields (what the user said, the answer)
     for its last turn, and ``{"translation": {...}}`` is looked into.
@@ -123,7 +127,7 @@ def read_jsonl(path: str | Path, fields: Sequence[str], given: bool = False) -> 
             continue
         if not given and isinstance(record.get("translation"), dict):
             record = record["translation"]
-        rows.append(tuple(_field(record, name, f"{path}:{number}:1") for name in fields))
+        rows.append(tuple(_field(record, name, f"{path}:{number}:1", list_separator) for name in fields))
     return rows
 
 
@@ -133,12 +137,14 @@ def _byte_column(line: str, message: str) -> int:
     return len(line.encode()[: int(tail.rstrip(")"))].decode(errors="ignore")) + 1 if head and tail.rstrip(")").isdigit() else 1
 
 
-def _field(record: dict[str, Any], name: str, where: str) -> str:
+def _field(record: dict[str, Any], name: str, where: str, list_separator: str | None = None) -> str:
     value: Any = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             raise InputError(f"{where}: no field {name!r}; there are: {', '.join(record)} (choose with --fields)")
         value = value[part]
+    if list_separator is not None and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return list_separator.join(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(f"{where}: the field {name!r} is not text")
     if not str(value).strip():
@@ -159,7 +165,9 @@ def _last_turn(messages: Any, where: str) -> tuple[str, str]:
     raise InputError(f"{where}: no message of a user with text followed by one of the assistant")
 
 
-def read_records(paths: Paths, fields: Sequence[str], given: bool = False) -> list[tuple[str, ...]]:
+def read_records(
+    paths: Paths, fields: Sequence[str], given: bool = False, list_separator: str | None = None
+) -> list[tuple[str, ...]]:
     """Rows of ``len(fields)`` strings from one file or several of the same kind.
 
     By the ends of their names (before .gz): .jsonl (the fields by name); otherwise, with several fields, as many files as
@@ -181,7 +189,7 @@ def read_records(paths: Paths, fields: Sequence[str], given: bool = False) -> li
     else:
         for name in names:
             if kind == "jsonl":
-                part = read_jsonl(name, fields, given)
+                part = read_jsonl(name, fields, given, list_separator)
             elif len(fields) == 1 and kind == "text":
                 part = [(line.strip(),) for line in read_lines(name) if line.strip()]
             else:

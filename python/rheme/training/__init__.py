@@ -126,9 +126,12 @@ def _prepare(task: Any, examples: Sequence[Any], out: Path, config: TrainingConf
         task.__dict__.update(type(task).restore(initial).__dict__)
         return
     with nn.init_scope(config.seed):
+        adapting = init is not None or task.model is not None
         if init is not None:
             task.__dict__.update(type(task).restore(init).__dict__)
         elif task.model is None:
             task.setup(examples)
+        if adapting:
+            task.adapt(examples)
     with writing(out):
         task.save(initial)

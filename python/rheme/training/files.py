@@ -125,7 +125,7 @@ def _table_of(name: str, cls: type[Task]) -> str:
 def _start_from(
     cls: type[Task], init: str | Path, settings: Mapping[str, Any], fields: Sequence[str] | None
 ) -> tuple[Task, Sequence[str] | None]:
-    """The task of the model to fine-tune, and the order of the file's columns. Its config stays as it is."""
+    """The task of the model to fine-tune, and the order of the file's columns. Its config stays, but for what is adaptable."""
     wanted = msgspec.to_builtins(configure(cls.Config, settings, "task"))
     languages = wanted.get("languages") if "languages" in settings else None
     if str(init) == "bundled":
@@ -135,8 +135,13 @@ def _start_from(
     for name in settings:
         if name == "languages" and sorted(wanted[name]) == sorted(has[name]):
             fields = fields or (wanted[name] if wanted[name] != has[name] else None)
-        elif wanted[name] != has[name]:
+        elif name not in cls.adaptable and wanted[name] != has[name]:
             raise InputError(f"task.{name} cannot be changed to {wanted[name]}: the model in {init} has {has[name]}")
+    for name in cls.adaptable:  # a table keeps what is not given anew; anything else is what was given, or the default
+        table = isinstance(has[name], Mapping) and isinstance(getattr(instance.config, name), msgspec.Struct)
+        value = {**has[name], **settings.get(name, {})} if table else wanted[name]
+        kind = type(getattr(instance.config, name))
+        setattr(instance.config, name, configure(kind, value, f"task.{name}") if table else value)
     return instance, fields
 
 
