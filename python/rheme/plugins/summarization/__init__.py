@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme import decoding, metrics
+from rheme.decoding.constraints import Forbidden
 from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
@@ -222,7 +223,7 @@ class Summarization(Task):
             raise InputError("extract takes sentences as they stand: it cannot require words")
         sentences = find_sentences(text, self._pieces)
         if settings.forbid:
-            forbidden = decoding.Forbidden(settings.forbid, self.tokenizer)
+            forbidden = Forbidden(settings.forbid, self.tokenizer)
             sentences = [sentence for sentence in sentences if not forbidden.stands_in(sentence.text)]
         if not sentences:
             return Result("", extra={"sentences": []})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme.decoding import Forbidden
+from rheme.decoding.constraints import Forbidden
 
 # A character of a script without spaces counts as a word of its own: kana, CJK ideographs, their compatibility forms.
 _SOLE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
