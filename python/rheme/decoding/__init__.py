@@ -12,12 +12,12 @@ import numpy as np
 
 from rheme import ops
 from rheme.decoding.beam import beam_search
-from rheme.decoding.constraints import Constraints, Stopped
+from rheme.decoding.constraints import Constraints, Forbidden, Stopped
 from rheme.decoding.options import GenerationOptions
 from rheme.decoding.paths import Hypothesis, Model, Path, State, guard, loop
 from rheme.errors import InputError
 
-__all__ = ["Constraints", "GenerationOptions", "Hypothesis", "Model", "State", "Stopped", "generate"]
+__all__ = ["Constraints", "Forbidden", "GenerationOptions", "Hypothesis", "Model", "State", "Stopped", "generate"]
 
 # The Philox stream of a sampled sequence is this, plus 2^20 times the caller's number for the input, plus the sequence's index.
 _SAMPLE_STREAM = 1 << 42
