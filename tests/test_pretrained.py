@@ -95,6 +95,21 @@ def test_generates_the_same_again_and_others_for_another_seed() -> None:
     assert len({str(result) for result in generate.generate(20, seed=3)}) >= 15
 
 
+def test_varies_mixes_and_knows_its_own_kind() -> None:
+    task: Any = rheme.load("generation")
+    assert task.examine()[1].state == "healthy"
+    like = [result.text for result in task.generate(5, like="Tom is reading a book.", temperature=0.5)]
+    assert sum("book" in text or "Tom" in text or "reading" in text for text in like) >= 4
+    mixed = task.latent.mix("I don't like this book.", "Where is the train station?", 7)
+    assert mixed[0].startswith("I don't like")
+    assert mixed[-1].startswith("Where is the")
+    usual, odd = task.confidence(
+        ["She is in the garden.", "We prove that the spectral gap of the Laplacian bounds the mixing time from below."]
+    )
+    assert not usual.warnings
+    assert odd.warnings == ("out_of_domain",)
+
+
 def test_python_runs_on_during_a_kernel() -> None:
     """The GIL is released: another thread counts while one long product is made."""
     a = np.ones((1, 1500, 1500), np.float32)
