@@ -18,6 +18,7 @@ from rheme.cli import main
 from rheme.errors import InputError
 from rheme.plugins.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from rheme.plugins.question_answering.lexicon import Lexicon
+from rheme.plugins.question_answering.windows import split
 from rheme.tasks import Result
 from rheme.text.squad import QuestionExample, read_questions, squad_json
 from rheme.text.vocabulary import Vocabulary
@@ -198,9 +199,8 @@ def test_splits_by_article() -> None:
 
 @given(st.integers(1, 400))
 def test_windows_read_every_start_once(length: int) -> None:
-    task = new_task(window=32)
     starts: list[int] = []
-    for (begin, end), (first, last) in task._windows(length):
+    for (begin, end), (first, last) in split(length, 32):
         assert 0 <= begin < end <= length
         assert end - begin <= 32
         assert 0 <= first < last <= end - begin
@@ -317,6 +317,14 @@ def test_warns_of_a_language_it_never_saw(model: Path) -> None:
     task = rheme.load("question-answering", model)
     assert "out_of_domain" in task(("Where does 张敏 live?", "张敏今年三十岁，住在成都市，喜欢读书。")).warnings
     assert "out_of_domain" not in task(("Where does Ida live?", facts(1)[0].context)).warnings
+
+
+def test_answering_leaves_the_training_items_alone(untrained: Any) -> None:
+    """An answer in the middle of a training adds no words to those that its items count on."""
+    items = untrained.encode_all(facts(10))
+    before = untrained.loss(items, 0)[0].item()
+    untrained.answer([("Completely other words?", "None of these was ever there.")])
+    assert untrained.loss(items, 0)[0].item() == before
 
 
 def test_a_threshold_refuses(untrained: Any) -> None:

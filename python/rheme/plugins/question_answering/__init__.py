@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from rheme import metrics, ops
 from rheme.errors import InputError
-from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
+from rheme.models.span_reader import SpanReader, SpanReaderConfig
 from rheme.plugins.question_answering import picture
-from rheme.plugins.question_answering.lexicon import FEATURES, SCALES, WIDTH, Lexicon
+from rheme.plugins.question_answering.lexicon import FEATURES, Lexicon
+from rheme.plugins.question_answering.windows import Asked, Window, batch_of, split, words_of
 from rheme.storage import write_json
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches
@@ -60,24 +61,6 @@ class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
             raise InputError(f"negatives = {self.negatives}: must be from 0 to 1")
         if self.model.max_span >= self.window:
             raise InputError(f"model.max_span = {self.model.max_span}: must be below window = {self.window}")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question about a window: its words, the features of the window's words, and the right spans (O, 2)."""
-
-    words: NDArray[np.int32]
-    features: NDArray[np.uint8]
-    spans: Ids
-
-
-@dataclass(frozen=True)
-class _Group:
-    """A window of a context with the questions about it, and where in it their answers may begin."""
-
-    passage: NDArray[np.int32]
-    asked: list[_Asked]
-    starts: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -138,18 +121,18 @@ class QuestionAnswering(Task):
     def read_tokenizer(self, data: bytes) -> Vocabulary:
         return Vocabulary.load(data)
 
-    def encode(self, example: QuestionExample) -> _Group:
+    def encode(self, example: QuestionExample) -> Window:
         """The window of one example that holds its answer."""
         return self.encode_all([example])[0]
 
-    def encode_all(self, examples: Sequence[QuestionExample]) -> list[_Group]:
+    def encode_all(self, examples: Sequence[QuestionExample]) -> list[Window]:
         """Windows with up to max_questions questions each. Left out: answers too long, or nowhere whole."""
         by_context: dict[str, list[QuestionExample]] = {}
         by_article: dict[str, dict[str, None]] = {}
         for example in examples:
             by_context.setdefault(example.context, []).append(example)
             by_article.setdefault(example.article, {})[example.context] = None
-        encoded = {context: self._context(context) for context in by_context}
+        encoded = {context: words_of(context, self.lexicon) for context in by_context}
         questions: dict[tuple[str, int], list[tuple[NDArray[np.int32], Ids]]] = {}
         bits = ops.random_bits(0, _NEGATIVE_STREAM, 0, max(len(examples), 1))
         limit = int(self.config.negatives * 2**32)
@@ -176,32 +159,14 @@ class QuestionAnswering(Task):
         groups, most = [], self.config.max_questions
         for (context, start), rows in questions.items():
             passage = encoded[context][0][start : start + self.config.window]
-            made = [_Asked(words, self.lexicon.features(words, passage), spans) for words, spans in rows]
+            made = [Asked(words, self.lexicon.features(words, passage), spans) for words, spans in rows]
             parts = -(-len(made) // most)
-            groups += [_Group(passage, made[part::parts], (0, len(passage))) for part in range(parts)]
+            groups += [Window(passage, made[part::parts], (0, len(passage))) for part in range(parts)]
         return groups
-
-    def _context(self, context: str) -> tuple[NDArray[np.int32], Ids]:
-        words, places = find_words(context)
-        return self.lexicon.ids(words), places
-
-    def _windows(self, length: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """Windows (first word, end) that cover a context of so many words, each half over the next.
-
-        With each of them, counted from its first word, where answers may begin: the middle of an overlap divides, so that every
-        span is read once, and not at an edge.
-        """
-        window = self.config.window
-        begins = [0]
-        while begins[-1] + window < length:
-            begins.append(min(begins[-1] + window // 2, length - window))
-        ends = [min(begin + window, length) for begin in begins]
-        cuts = [0, *((begin + end) // 2 for begin, end in zip(begins[1:], ends, strict=False)), length]
-        return [((b, e), (cuts[k] - b, min(cuts[k + 1], e) - b)) for k, (b, e) in enumerate(zip(begins, ends, strict=True))]
 
     def _window_of(self, spans: Ids, length: int) -> tuple[int, int] | None:
         """The first window that holds a right span whole; the first of all where there is no answer."""
-        windows = [window for window, _ in self._windows(length)]
+        windows = [window for window, _ in split(length, self.config.window)]
         if not len(spans):
             return windows[0]
         for start, stop in windows:
@@ -234,40 +199,18 @@ class QuestionAnswering(Task):
 
     # Training --------------------------------------------------------------------------------------------------------------
 
-    def size(self, item: _Group) -> int:
+    def size(self, item: Window) -> int:
         return len(item.passage)
 
-    def loss(self, items: Sequence[_Group], step_seed: int) -> tuple[Any, int, dict[str, float]]:
+    def loss(self, items: Sequence[Window], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed negative log-likelihood of the right spans of the questions."""
-        batch = self._batch(items)
+        batch = batch_of(items, self.lexicon)
         spans = [asked.spans for group in items for asked in group.asked]
         counts = np.array([len(found) for found in spans], np.int64)
         right = np.zeros((len(spans), max(int(counts.max(initial=0)), 1), 2), np.int64)
         for row, found in zip(right, spans, strict=True):
             row[: len(found)] = found
         return self.model.loss(batch, right, counts, seed=step_seed)
-
-    def _batch(self, groups: Sequence[_Group]) -> ReaderBatch:
-        passages, passage_lengths = batches.pad([group.passage.astype(np.int64) for group in groups])
-        asked = [(owner, asked) for owner, group in enumerate(groups) for asked in group.asked]
-        questions, question_lengths = batches.pad([one.words.astype(np.int64) for _, one in asked])
-        every = np.concatenate([passages.reshape(passages.size), questions.reshape(questions.size)])
-        used, places = np.unique(every, return_inverse=True)
-        features = np.zeros((len(asked), passages.shape[0], FEATURES), np.float32)
-        for row, (_, one) in zip(features, asked, strict=True):
-            row[: len(one.features)] = one.features
-        chars = np.frombuffer(b"".join(self.lexicon.chars[index] for index in used.tolist()), np.uint8)
-        return ReaderBatch(
-            words=np.ascontiguousarray(self.lexicon.table[used, 0]),
-            chars=chars.reshape(len(used), WIDTH).astype(np.int64),
-            passages=places[: passages.size].reshape(passages.shape),
-            passage_lengths=passage_lengths,
-            questions=places[passages.size :].reshape(questions.shape),
-            question_lengths=question_lengths,
-            owner=np.array([owner for owner, _ in asked], np.int64),
-            features=ops.mul(ops.contiguous(features.transpose(1, 0, 2)), SCALES),
-            starts=np.array([group.starts for group in groups], np.int64),
-        )
 
     # Use -------------------------------------------------------------------------------------------------------------------
 
@@ -304,52 +247,44 @@ class QuestionAnswering(Task):
         if not 0 <= threshold <= 1:
             raise InputError(f"no_answer_threshold = {threshold}: must be from 0 to 1")
         asked = [_question(given) for given in inputs]
-        spans, odds = self._candidates(asked, top_k, max_answer_words)
+        lexicon = Lexicon(self.tokenizer)
+        spans, odds = self._candidates(asked, top_k, max_answer_words, lexicon)
+        strange = {context: lexicon.strange(find_words(context)[0]) for context in {c for _, several in asked for c in several}}
         results = []
         for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True):
             result = self._result(contexts, found, log_odds, top_k, threshold)
-            if any(self._strange(context) for context in contexts):
+            if any(strange[context] for context in contexts):
                 result = replace(result, warnings=("out_of_domain", *result.warnings))
             results.append(result)
         return results
 
-    def _strange(self, context: str) -> bool:
-        """Whether training knew less than half of the context's words (the different ones, without numbers and signs)."""
-        if context not in self._known:
-            ids = self.lexicon.ids([word for word in dict.fromkeys(find_words(context)[0]) if word[0].isalpha()])
-            unknown = int(np.count_nonzero(self.lexicon.table[ids, 0] == self.tokenizer.unk_id))
-            self._known[context] = 2 * unknown > len(ids)
-        return self._known[context]
-
     def _candidates(
-        self, asked: Sequence[tuple[str, list[str]]], top_k: int, max_words: int | None
+        self, asked: Sequence[tuple[str, list[str]]], top_k: int, max_words: int | None, lexicon: Lexicon
     ) -> tuple[list[list[_Span]], list[list[Any]]]:
         """For each question its best spans of each window of its contexts, and each window's log-odds of an answer."""
-        lexicon = self.lexicon = Lexicon(self.tokenizer)
-        self._known: dict[str, bool] = {}
         by_context: dict[str, dict[int, list[int]]] = {}  # context -> question -> under which numbers it has this context
         for row, (_, contexts) in enumerate(asked):
             for document, context in enumerate(contexts):
                 by_context.setdefault(context, {}).setdefault(row, []).append(document)
         questions = [lexicon.ids(find_words(question)[0]) for question, _ in asked]
-        groups: list[_Group] = []
+        groups: list[Window] = []
         origin: list[tuple[Ids, int, list[tuple[int, int]]]] = []  # places of the words, the window's first, (row, document)
         for context, rows in by_context.items():
-            ids, places = self._context(context)
+            ids, places = words_of(context, lexicon)
             pairs = [(row, documents[0]) for row, documents in rows.items() if len(questions[row])]
             if not len(ids):
                 continue
-            for (start, stop), starts in self._windows(len(ids)):
+            for (start, stop), starts in split(len(ids), self.config.window):
                 for first in range(0, len(pairs), _BATCH_QUESTIONS):
                     part, passage = pairs[first : first + _BATCH_QUESTIONS], ids[start:stop]
                     words = [questions[row] for row, _ in part]
-                    made = [_Asked(w, lexicon.features(w, passage), np.zeros((0, 2), np.int64)) for w in words]
-                    groups.append(_Group(passage, made, starts))
+                    made = [Asked(w, lexicon.features(w, passage), np.zeros((0, 2), np.int64)) for w in words]
+                    groups.append(Window(passage, made, starts))
                     origin.append((places, start, part))
         spans: list[list[_Span]] = [[] for _ in asked]
         odds: list[list[Any]] = [[] for _ in asked]
         for numbers in batches.length_batches([len(group.passage) for group in groups], _BATCH_WORDS):
-            scores, mask, log_odds = self.model.read(self._batch([groups[number] for number in numbers]), max_words)
+            scores, mask, log_odds = self.model.read(batch_of([groups[number] for number in numbers], lexicon), max_words)
             steps = scores.shape[1]
             flat = ops.reshape(scores, (len(scores), steps * steps))
             values, at = _best(flat, mask.reshape(flat.shape), 1 if top_k == 1 else _CANDIDATES * top_k)
@@ -478,7 +413,7 @@ class QuestionAnswering(Task):
         """exact_match and f1 as SQuAD's scripts have them, and how many questions.
 
         Where all questions have an answer (SQuAD 1.1) the reader must give one. Otherwise (2.0) it may refuse, as calibrated,
-        and F1 is also given for the questions with and without an answer apart. plot: a picture file of how far to trust scores.
+        and F1 is also given for the questions with and without an answer apart. plot: a picture of how far to trust scores.
         """
         if not examples:
             raise InputError("there are no examples to evaluate on")

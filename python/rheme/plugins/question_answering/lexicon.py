@@ -51,6 +51,11 @@ class Lexicon:
         self.chars.append((b"\1" + bytes(byte + 3 for byte in spelled) + b"\2").ljust(WIDTH, b"\0"))
         return number
 
+    def strange(self, words: Sequence[str]) -> bool:
+        """Whether training knew less than half of these words (the different ones, without numbers and signs)."""
+        ids = self.ids([word for word in dict.fromkeys(words) if word[0].isalpha()])
+        return 2 * int(np.count_nonzero(self.table[ids, 0] == self.vocabulary.unk_id)) > len(ids)
+
     def features(self, question: NDArray[np.int32], passage: NDArray[np.int32]) -> NDArray[np.uint8]:
         """uint8 (T, 8) in units of `SCALES`: how the words of a passage match those of a question, and where matches gather.
 
