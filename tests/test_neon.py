@@ -16,9 +16,9 @@ COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
-def write_golden(path: Path, isa: str) -> Path:
+def write_golden(path: Path, isa: str, *part: str) -> Path:
     environment = os.environ | {"RHEME_ISA": isa, "PYTHONPATH": str(ROOT / "tests")}
-    command = [sys.executable, ROOT / "tests" / "neon" / "golden.py", path]
+    command = [sys.executable, ROOT / "tests" / "neon" / "golden.py", path, *part]
     written = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith(f"{isa}: ")
@@ -49,24 +49,39 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [emulator, str(build / "rheme_check")]
 
 
-def test_avx512_writes_the_same_file_as_avx2(golden: Path, tmp_path: Path) -> None:
-    if "avx512" not in _core.available_isas():
-        pytest.skip("this CPU has no AVX-512")
-    assert write_golden(tmp_path / "avx512.bin", "avx512").read_bytes() == golden.read_bytes()
+@pytest.mark.parametrize("isa", [name for name in _core.available_isas() if name not in ("avx2", "baseline")])
+def test_every_instruction_set_writes_the_same_file_as_avx2(isa: str, golden: Path, tmp_path: Path) -> None:
+    assert write_golden(tmp_path / "other.bin", isa).read_bytes() == golden.read_bytes()
 
 
 @pytest.mark.timeout(900)
 def test_neon_makes_the_bits_of_avx2(check: list[str], golden: Path) -> None:
-    run = subprocess.run([*check, golden, "1", "3"], capture_output=True, text=True, check=False)
+    ops = checked(check, golden, "neon")
+    named = "lstm lstm_backward linear linear_cross_entropy attention softmax gaussian_kl adamw sample exp tanh log sigmoid"
+    assert set(named.split()) <= ops
+    assert set(QUANTIZED) <= ops
+
+
+def test_neon_with_dot_products_makes_them_too(check: list[str], golden: Path, tmp_path: Path) -> None:
+    assert golden.exists()
+    assert checked(check, write_golden(tmp_path / "small.bin", "avx2", "quantized"), "neon_dotprod") == set(QUANTIZED)
+
+
+QUANTIZED = ("quantized_linear", "quantized_lstm", "quantized_embedding", "unpack_quantized")
+
+
+def checked(check: list[str], golden: Path, isa: str) -> set[str]:
+    """The ops of the file, all of whose bits an instruction set of 64-bit Arm makes."""
+    run = subprocess.run(
+        [*check, golden, "1", "3"], env=os.environ | {"RHEME_ISA": isa}, capture_output=True, text=True, check=False
+    )
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
     summary = run.stdout.splitlines()[-1]
-    found = re.fullmatch(r"neon: (\d+) records, (\d+) elements, 0 wrong", summary)
+    found = re.fullmatch(rf"{isa}: (\d+) records, (\d+) elements, 0 wrong", summary)
     assert found, summary
-    assert int(found[1]) > 1000
-    ops = {line.split()[0] for line in run.stdout.splitlines()[:-1]}
-    named = "lstm lstm_backward linear linear_cross_entropy attention softmax gaussian_kl adamw sample exp tanh log sigmoid"
-    assert set(named.split()) <= ops
+    assert int(found[1]) > 200
+    return {line.split()[0] for line in run.stdout.splitlines()[:-1]}
 
 
 def test_the_check_sees_a_wrong_bit(check: list[str], golden: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@
 // A golden file is a list of records, little-endian: int32 length of the op's name, name, int32 number of entries, and for each
 // entry int32 length of its name, name, char role, char kind, double tolerance, int32 axes, int64 sizes, then the elements.
 // Role: i input, o output whose bits count, s output whose shape alone is told, r reference (f64) for the output of that name.
-// Kind: f float32, d float64, l int64, u uint64, b uint8.
+// Kind: f float32, d float64, l int64, u uint64, b uint8, c int8, h float16.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,7 @@ struct Entry {
   void* data = nullptr;
 };
 
-size_t element_bytes(char kind) { return kind == 'b' ? 1 : kind == 'f' ? 4 : 8; }
+size_t element_bytes(char kind) { return kind == 'b' || kind == 'c' ? 1 : kind == 'h' ? 2 : kind == 'f' ? 4 : 8; }
 
 // One op with its inputs, what it should give, and what it gave.
 struct Record {
@@ -359,6 +360,74 @@ RandomArgs<T> random_args(Record& r) {
   return {word("seed"), word("stream"), word("position"), r.want("y", 'o').count, r.out<T>("y")};
 }
 
+// A weight as pack_quantized leaves it, and its blocks.
+struct Small {
+  QuantizedMatrix matrix{};
+  std::vector<void*> blocks;
+
+  Small(const Record& r, const std::string& name, bool gates) {
+    const Entry& weight = r.want(name, 'i');
+    const bool half = weight.kind == 'h';
+    matrix.c = weight.shape[0], matrix.k = weight.shape[1], matrix.half = half, matrix.gates = gates;
+    const long columns = quantized_columns(matrix.c, gates);
+    PackQuantizedArgs a{};
+    a.c = matrix.c, a.k = matrix.k, a.half = half, a.gates = gates, a.weight = weight.data;
+    a.scale = r.in<float>("scale of " + name);
+    a.panels = keep(half ? static_cast<void*>(scratch<uint16_t>(columns * matrix.k))
+                         : static_cast<void*>(scratch<int8_t>(columns * ((matrix.k + 3) / 4 * 4))));
+    a.panel_scale = static_cast<float*>(keep(scratch<float>(columns)));
+    a.offsets = static_cast<int32_t*>(keep(scratch<int32_t>(columns)));
+    matrix.panels = a.panels, matrix.scale = a.panel_scale, matrix.offsets = a.offsets;
+    kernels().quantized.pack(a);
+  }
+  Small(const Small&) = delete;
+  ~Small() {
+    for (void* block : blocks) arena_free(block);
+  }
+
+ private:
+  void* keep(void* block) {
+    blocks.push_back(block);
+    return block;
+  }
+};
+
+void unpack_quantized(Record& r) {
+  const Small weight(r, "weight", r.integer("gates"));
+  UnpackQuantizedArgs a{};
+  a.matrix = weight.matrix, a.weight = r.out<float>("y");
+  kernels().quantized.unpack(a);
+}
+
+void quantized_linear(Record& r) {
+  const Small weight(r, "weight", false);
+  QuantizedLinearArgs a{};
+  a.m = r.axis("x", 0), a.weight = weight.matrix, a.x = r.in<float>("x"), a.bias = r.in<float>("bias"), a.y = r.out<float>("y");
+  kernels().quantized.linear(a);
+}
+
+void quantized_embedding(Record& r) {
+  const Small weight(r, "weight", false);
+  QuantizedEmbeddingArgs a{};
+  a.m = r.axis("ids", 0), a.weight = weight.matrix, a.ids = r.in<int64_t>("ids"), a.y = r.out<float>("y");
+  kernels().quantized.embedding(a);
+}
+
+void quantized_lstm(Record& r) {
+  QuantizedLstmArgs a{};
+  a.time = r.axis("x", 0), a.batch = r.axis("x", 1), a.input = r.axis("x", 2), a.hidden = r.axis("w_hh.0", 1);
+  a.directions = r.find("w_hh.1", 'i') ? 2 : 1, a.reverse = static_cast<int>(r.integer("reverse"));
+  a.x = r.in<float>("x"), a.lengths = r.in<int64_t>("lengths"), a.h0 = r.in<float>("h0"), a.c0 = r.in<float>("c0");
+  a.y = r.out<float>("y"), a.h_n = r.out<float>("h_n"), a.c_n = r.out<float>("c_n");
+  std::vector<std::unique_ptr<Small>> weights;
+  for (long d = 0; d < a.directions; ++d) {
+    a.w_ih[d] = weights.emplace_back(std::make_unique<Small>(r, at("w_ih", d), true))->matrix;
+    a.w_hh[d] = weights.emplace_back(std::make_unique<Small>(r, at("w_hh", d), true))->matrix;
+    a.bias[d] = r.in<float>(at("bias", d));
+  }
+  kernels().quantized.lstm(a);
+}
+
 template <class T>
 std::map<std::string, std::function<void(Record&)>> ops() {
   std::map<std::string, std::function<void(Record&)>> m;
@@ -409,6 +478,10 @@ std::map<std::string, std::function<void(Record&)>> ops() {
   RHEME_OWN(sgd)
   RHEME_SHARED(random_uniform, random_args)
   RHEME_SHARED(random_normal, random_args)
+  m["unpack_quantized"] = unpack_quantized;
+  m["quantized_linear"] = quantized_linear;
+  m["quantized_embedding"] = quantized_embedding;
+  m["quantized_lstm"] = quantized_lstm;
 #undef RHEME_OWN
 #undef RHEME_SHARED
   m["random_bits"] = [](Record& r) { kernels().random_bits(random_args<uint64_t>(r)); };

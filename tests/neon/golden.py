@@ -1,6 +1,8 @@
 """Writes the golden file of rheme_check: cases, the bits that the core of this machine makes of them, the reference's values.
 
-    python tests/neon/golden.py FILE          (with tests/ on the path; RHEME_ISA says which instruction set's bits)
+    python tests/neon/golden.py FILE [quantized]     (quantized: only the ops on small weights)
+
+with tests/ on the path; RHEME_ISA says which instruction set's bits.
 
 The format is told in check.cc.
 """
@@ -17,8 +19,10 @@ import op_cases
 import reference
 from rheme import _core
 from test_ops import lstm_cases
+from test_quantized import KINDS as PRECISIONS
+from test_quantized import linear_cases, stored
 
-KINDS = {"float32": "f", "float64": "d", "int64": "l", "uint64": "u", "uint8": "b"}
+KINDS = {"float32": "f", "float64": "d", "int64": "l", "uint64": "u", "uint8": "b", "int8": "c", "float16": "h"}
 
 # The names of the outputs in check.cc; "y" where there is one and nothing else is said.
 OUTPUTS = {
@@ -240,6 +244,43 @@ def optimisers(rng: np.random.Generator) -> Iterator[tuple[str, Entries]]:
         yield "sum_of_squares", inputs({"x": grad}) + squares
 
 
+def quantized_ops(rng: np.random.Generator) -> Iterator[tuple[str, Entries]]:
+    """Bits alone: what int8 rounds is not continuous, so that test_quantized.py, not a tolerance here, holds the values."""
+
+    def small(name: str, weight: np.ndarray, kind: str, gates: bool) -> tuple[Any, Entries]:
+        array, scale = stored(weight, kind)
+        entries = inputs({name: array, f"scale of {name}": scale})
+        return _core.pack_quantized(weight=array, scale=scale, gates=gates), entries
+
+    for kind in PRECISIONS:
+        for _, given, _ in linear_cases(rng):
+            given = op_cases.cast(given, "float32")
+            if given["x"].size + given["weight"].size > LARGEST:
+                continue
+            weight, entries = small("weight", given.pop("weight"), kind, False)
+            y = _core.quantized_linear(**given, weight=weight)
+            yield "quantized_linear", inputs(given) + entries + [("y", "o", y, 0.0)]
+        for c, k, gates in ((70, 33, False), (4 * 19, 6, True)):
+            weight, entries = small("weight", rng.normal(size=(c, k)), kind, gates)
+            y = _core.unpack_quantized(weight=weight)
+            yield "unpack_quantized", inputs({"gates": gates}) + entries + [("y", "o", y, 0.0)]
+        weight, entries = small("weight", rng.normal(size=(70, 33)), kind, False)
+        ids = rng.integers(0, 70, 100)
+        y = _core.quantized_embedding(ids=ids, weight=weight)
+        yield "quantized_embedding", inputs({"ids": ids}) + entries + [("y", "o", y, 0.0)]
+        for _, given, _ in lstm_cases(rng):
+            given = op_cases.cast(given, "float32")
+            packed: dict[str, list[Any]] = {"w_ih": [], "w_hh": []}
+            entries = []
+            for name, made in packed.items():
+                for d, matrix in enumerate(given.pop(name)):
+                    weight, more = small(f"{name}.{d}", matrix, kind, True)
+                    made.append(weight)
+                    entries += more
+            got = _core.quantized_lstm(**given, **packed)
+            yield "quantized_lstm", inputs(given) + entries + outputs(["y", "h_n", "c_n"], got, [None] * 3, 1)
+
+
 def random_numbers() -> Iterator[tuple[str, Entries]]:
     for n in (1, 5, 64, 1001):
         for seed, stream, position in ((0, 0, 0), (2**40 + 7, 2**63 + 5, 2**32 - 3)):
@@ -260,6 +301,7 @@ def everything() -> Iterator[tuple[str, Entries]]:
     yield from sampler(generator())
     yield from optimisers(generator())
     yield from random_numbers()
+    yield from quantized_ops(generator())
 
 
 def write(file: BinaryIO, op: str, entries: Entries) -> None:
@@ -275,14 +317,14 @@ def write(file: BinaryIO, op: str, entries: Entries) -> None:
         file.write(text(name) + header + (b"" if role == "s" else array.tobytes()))
 
 
-def main(path: str) -> None:
+def main(path: str, part: str = "") -> None:
     count: dict[str, int] = {}
     with Path(path).open("wb") as file:
-        for op, entries in everything():
+        for op, entries in everything() if part != "quantized" else quantized_ops(generator()):
             write(file, op, entries)
             count[op] = count.get(op, 0) + 1
     print(f"{_core.isa()}: {sum(count.values())} records of {len(count)} ops, {Path(path).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
