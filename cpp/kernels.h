@@ -406,7 +406,6 @@ struct QuantizedTable {
   void (*linear)(const QuantizedLinearArgs&);
   void (*embedding)(const QuantizedEmbeddingArgs&);
   void (*lstm)(const QuantizedLstmArgs&);
-  double (*dot_peak)(long iterations);  // GOP/s of one thread, 2 operations a product, on chains held in registers
 };
 
 template <class T>

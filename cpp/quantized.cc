@@ -1,8 +1,6 @@
 // Weights stored small: packing, linear, embedding. Compiled once per ISA, and again for ISAs with int8 instructions.
 #include "quantized.h"
 
-#include <time.h>
-
 namespace rheme {
 namespace RHEME_NS {
 namespace {
@@ -118,7 +116,7 @@ static void linear_by(const QuantizedLinearArgs& a) {
   if (a.m == 0 || panels == 0) return;
   PreparedRows<P> x(a.m, a.weight.k);
   const long work = a.m * a.weight.c * a.weight.k;
-  if (num_threads() == 1 || work < 400000) {  // a job costs a few microseconds
+  if (num_threads() == 1 || work < 1000000) {  // a job costs a few microseconds
     for (long i = 0; i < a.m; ++i) x.set(i, a.x + i * a.weight.k, a.weight.k);
     for (long b = 0; b < row_blocks; ++b) linear_part<P>(a, x, b * row_block, min_long(a.m, (b + 1) * row_block), 0, panels);
     return;
@@ -144,29 +142,6 @@ void linear(const QuantizedLinearArgs& a) {
     linear_by<Int8>(a);
 }
 
-// 12 independent chains, as fma_peak has; operations as this ISA does them.
-double dot_peak(long iterations) {
-  constexpr long W = Simd<float>::W;
-  Ints acc[12];
-  for (int i = 0; i < 12; ++i) acc[i] = broadcast(i);
-  alignas(64) int8_t weights[RHEME_VECTOR_BYTES];
-  alignas(64) Int8Element x[4] = {1, 2, 3, 4};
-  for (long i = 0; i < RHEME_VECTOR_BYTES; ++i) weights[i] = static_cast<int8_t>(i % 100 - 50);
-  const Quads q = Quads::load(weights);
-  timespec start, end;
-  clock_gettime(CLOCK_MONOTONIC, &start);
-  for (long j = 0; j < iterations; ++j) {
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) acc[i] = dot(acc[i], x, q);
-    asm volatile("" : : "r"(x) : "memory");
-  }
-  clock_gettime(CLOCK_MONOTONIC, &end);
-  volatile int32_t sink = 0;
-  for (int i = 0; i < 12; ++i) sink = sink + acc[i][0];
-  const double seconds = double(end.tv_sec - start.tv_sec) + 1e-9 * double(end.tv_nsec - start.tv_nsec);
-  return double(iterations) * 12 * 8 * double(W) / seconds * 1e-9;
-}
-
 }  // namespace
 
 void fill_quantized(Kernels& kernels) {
@@ -183,7 +158,6 @@ void fill_quantized(Kernels& kernels) {
   kernels.quantized.unpack = unpack;
   kernels.quantized.linear = linear;
   kernels.quantized.embedding = embedding;
-  kernels.quantized.dot_peak = dot_peak;
 }
 
 }  // namespace RHEME_NS

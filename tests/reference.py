@@ -104,10 +104,6 @@ def int8_instruction() -> str:
     return "reference"
 
 
-def int8_peak(*, iterations: int) -> float:
-    return 0.0
-
-
 def empty(*, shape: Sequence[int], dtype: str) -> Array:
     return np.empty(tuple(shape), dtype)
 

@@ -23,7 +23,6 @@ MACHINE = {
     "arena_bytes",
     "fma_peak",
     "int8_instruction",
-    "int8_peak",
     "philox",
 }
 

@@ -148,13 +148,6 @@ void bind_quantized(py::module_& m) {
       .def_property_readonly("dtype", [](const Quantized& q) { return q.matrix.half ? "float16" : "int8"; })
       .def_property_readonly("shape", [](const Quantized& q) { return py::make_tuple(q.matrix.c, q.matrix.k); });
   m.def("int8_instruction", [] { return std::string(kernels().quantized.dot); });
-  m.def(
-      "int8_peak",
-      [](long iterations) {
-        py::gil_scoped_release release;
-        return kernels().quantized.dot_peak(iterations);
-      },
-      py::kw_only(), arg("iterations"));
   m.def("pack_quantized", &pack_quantized, py::kw_only(), arg("weight"), arg("scale").none(true), arg("gates"));
   m.def("unpack_quantized", &unpack_quantized, py::kw_only(), arg("weight"));
   m.def("quantized_linear", &quantized_linear, py::kw_only(), arg("x"), arg("weight"), arg("bias").none(true));

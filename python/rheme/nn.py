@@ -413,13 +413,17 @@ class LSTM(Module):
                 setattr(self, f"bias_ih_{suffix}", Parameter(bias))
                 setattr(self, f"bias_hh_{suffix}", Parameter(ops.zeros((4 * hidden_size,))))
         self._caches = [_PackCache() for _ in range(num_layers)]
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        self._names = [
+            [[f"{kind}_{suffix}" for kind in kinds] for suffix in self._suffixes(layer)] for layer in range(num_layers)
+        ]
+        self._small_layers: dict[int, tuple[tuple[int, ...], Any]] = {}
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
     def _weights(self, layer: int) -> list[F.Direction]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [tuple(getattr(self, f"{name}_{suffix}") for name in names) for suffix in self._suffixes(layer)]
+        return [tuple(getattr(self, name) for name in names) for names in self._names[layer]]
 
     def _packed(self, layer: int, weights: Sequence[F.Direction]) -> Any:
         w_ih, w_hh = [direction[0] for direction in weights], [direction[1] for direction in weights]
@@ -428,6 +432,16 @@ class LSTM(Module):
             return ops.pack_lstm([w.data for w in w_ih], [w.data for w in w_hh])
 
         return self._caches[layer].get(w_ih + w_hh, pack)
+
+    def _small(self, layer: int, weights: Sequence[F.Direction]) -> tuple[list[Any], list[Any], list[Array]]:
+        """Of a layer that is stored small: packed w_ih and w_hh, and the sums of the biases, each by direction."""
+        versions = tuple(parameter.version for direction in weights for parameter in direction)
+        found = self._small_layers.get(layer)
+        if found is None or found[0] != versions:
+            w_ih, w_hh = ([direction[i].packed for direction in weights] for i in (0, 1))
+            bias = [ops.add(direction[2].data, direction[3].data) for direction in weights]
+            found = self._small_layers[layer] = versions, (w_ih, w_hh, bias)
+        return found[1]
 
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
@@ -442,13 +456,19 @@ class LSTM(Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             weights = self._weights(layer)
-            small = weights[0][0].packed is not None
-            packed = None if small or grad_enabled() else self._packed(layer, weights)
             whole = self.num_layers == 1
             part = slice(layer * r, (layer + 1) * r)
             h = h0 if h0 is None or whole else h0[part]
             c = c0 if c0 is None or whole else c0[part]
-            x, h, c = F.lstm(x if layer == 0 else self.dropout(x), weights, lengths, h, c, packed=packed)
+            x = x if layer == 0 else self.dropout(x)
+            if grad_enabled():
+                x, h, c = F.lstm(x, weights, lengths, h, c)
+            elif weights[0][0].packed is None:
+                x, h, c = F.lstm(x, weights, lengths, h, c, packed=self._packed(layer, weights))
+            else:
+                start = (None, None) if h is None or c is None else (h.data, c.data)
+                found = ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *start)
+                x, h, c = Tensor(found[0]), Tensor(found[1]), Tensor(found[2])
             h_n.append(h)
             c_n.append(c)
         if self.num_layers == 1:

@@ -886,6 +886,8 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
             raise ValueError(f"concat: shapes {first.shape} and {x.shape} differ elsewhere than on axis {axis}")
     size = builtins.sum(x.shape[axis] for x in arrays)
     out = empty((*first.shape[:axis], size, *first.shape[axis + 1 :]), first.dtype, first)
+    if backend(out) is _core:
+        return np.concatenate(arrays, axis, out=out)
     lead, start = (builtins.slice(None),) * axis, 0
     for x in arrays:
         out[(*lead, builtins.slice(start, start + x.shape[axis]))] = x

@@ -4,7 +4,6 @@ A task says how to read examples, how to build its model from a config, the loss
 answers are. Tasks are found through the entry-point group ``rheme.tasks``; listing them imports none of them.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -284,9 +283,12 @@ class TaskInfo:
 def list_tasks() -> dict[str, TaskInfo]:
     """Installed tasks by name, from metadata alone: no plugin is imported."""
     found: dict[str, TaskInfo] = {}
+    packages: dict[int, tuple[str, str]] = {}  # a distribution parses its metadata anew each time that it is asked
     for point in metadata.entry_points(group=GROUP):
         dist = point.dist
-        info = TaskInfo(point.name, point.value, dist.name if dist else "unknown", dist.version if dist else "")
+        if id(dist) not in packages:
+            packages[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "")
+        info = TaskInfo(point.name, point.value, *packages[id(dist)])
         other = found.get(point.name)
         if other is None:
             found[point.name] = info
@@ -329,8 +331,11 @@ def bundled() -> dict[str, Path]:
 
 def find_bundled(name: str, **options: Any) -> Path:
     """The bundled model's folder for a task and what is asked of it (such as ``to="fr"``); InputError lists what there is."""
-    cls = get_task(name)
-    models = bundled()
+    return _bundled_for(get_task(name), **options)
+
+
+def _bundled_for(cls: type[Task], **options: Any) -> Path:
+    name, models = cls.name, bundled()
     for path in models.values():
         header = storage.read_config(path)
         if header.get("task") == name and cls.serves(header.get("config", {}), **options):
@@ -349,16 +354,15 @@ def load(task: str | None = None, model: str | Path | None = None, *, precision:
     options. precision: float32, float16 or int8, how weights are held and computed on; by default what the model's config says,
     as a rule what they are stored in. options: defaults for each call, such as ``to="fr"`` or ``num_beams=5``.
     """
+    cls = None if task is None else get_task(task)
     if model is None:
-        if task is None:
+        if cls is None:
             raise InputError("load() needs the name of a task or a model's folder")
-        model = find_bundled(task, **options)
-    if task is not None:
-        get_task(task)
+        model = _bundled_for(cls, **options)
     stored = storage.load(model)
     if task is not None and task != stored.task:
         raise InputError(f"{model} holds a model for {stored.task!r}, not for {task!r}")
-    cls = get_task(stored.task)
+    cls = cls or get_task(stored.task)
     if not cls.serves(stored.config, **options):
         asked = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
         languages = ", ".join(stored.config.get("languages", []))
@@ -391,6 +395,8 @@ def pipeline(name: str, model: str | Path | None = None, **options: Any) -> Call
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """ " (did you mean 'x'?)", or nothing."""
+    import difflib  # only mistakes need it
+
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -1,6 +1,5 @@
 """How to write a text: the options of decoding, by Hugging Face's names."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -85,6 +84,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in names:
+                import difflib  # only mistakes need it
+
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise InputError(f"unknown generation option {name!r}{hint}; there are: {', '.join(names)}")
