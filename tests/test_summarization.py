@@ -14,9 +14,11 @@ import pytest
 import rheme
 from rheme import training
 from rheme.cli import main
+from rheme.decoding import Constraints, GenerationOptions, generate
 from rheme.errors import InputError
 from rheme.plugins.summarization import Summarization, SummarizationConfig
 from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
+from rheme.plugins.summarization.numbers import Digits, FaithfulNumbers, numbers_of
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
 from rheme.text.casing import capitalize, sentence_case, word_forms
 
@@ -351,3 +353,55 @@ def test_command(
         captured = capsys.readouterr()
         assert message in captured.err
         assert not captured.out
+
+
+# Numbers ---------------------------------------------------------------------------------------------------------------------
+
+
+class Scribbler:
+    """A model that likes digits best, a random one each time, then anything else."""
+
+    def __init__(self, size: int, digits: list[int], eos: int) -> None:
+        self.size, self.digits, self.eos, self.rng = size, digits, eos, np.random.default_rng(3)
+
+    def step(self, ids: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        logits = self.rng.standard_normal((len(ids), self.size)).astype(np.float32)
+        logits[:, self.digits] += 3
+        logits[:, self.eos] += 3
+        return np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)), state
+
+
+class Nothing:
+    attention = None
+
+    def select(self, indices: Any) -> "Nothing":
+        return self
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_every_number_is_one_of_those_given(summarize: Any, num_beams: int) -> None:
+    tokenizer = summarize.tokenizer
+    digits = Digits(tokenizer.surfaces)
+    eos = tokenizer.eos_id
+    model = FaithfulNumbers(Scribbler(len(tokenizer), digits.all, eos), digits)
+    given = [{"2017", "20", "3"}, {"441"}, set()] * 4
+    options = GenerationOptions(num_beams=num_beams, max_new_tokens=30)
+    written = set()
+    for _ in range(5):
+        state = model.start(Nothing(), given)
+        found = generate(model, state, len(given), options, tokenizer.bos_id, eos, Constraints(forbid=tokenizer.unwritable))
+        for numbers, (best, *_) in zip(given, found, strict=True):
+            if best.finished:
+                runs = numbers_of("".join(tokenizer.surfaces[i].decode("utf-8", "replace") for i in best.ids))
+                assert runs <= numbers
+                written |= runs
+    assert {"441"} < written
+
+
+def test_digits_of_a_tokenizer(summarize: Any) -> None:
+    digits = Digits([b"", b" 1", b"1", b"12", b" x", b"2", "٣".encode(), b" "])
+    assert digits.all == [1, 2, 5]
+    assert (digits.spaced, digits.joined) == ({"1": [1]}, {"1": [2], "2": [5]})
+    found = Digits(summarize.tokenizer.surfaces)
+    assert set(found.joined) | set(found.spaced) == set("0123456789")  # where the text had none, as bytes
+    assert numbers_of("In 2017, 3,450 of H2O") == {"2017", "3", "450", "2"}

@@ -16,6 +16,7 @@ from rheme.decoding.constraints import Forbidden
 from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
+from rheme.plugins.summarization.numbers import Digits, FaithfulNumbers, numbers_of
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches, readers
@@ -59,7 +60,10 @@ class SummarizationConfig(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class _Document:
-    """What is read of an input: ids, none where `text` itself is the answer. foreign: much of it has no pieces of its own."""
+    """What is read of an input: ids, none where `text` itself is the answer.
+
+    foreign: much of it has no pieces of its own. read: the offsets of the sentences read, where they are not all of it.
+    """
 
     ids: list[int]
     text: str
@@ -179,13 +183,17 @@ class Summarization(Task):
         constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self.tokenizer.unwritable)
         if max_words is not None:
             constraints = replace(constraints, phrases=WordLimit(max_words, settings.forbid, self.tokenizer))
+        faithful = FaithfulNumbers(self.model, Digits(self.tokenizer.surfaces))
+        wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))
         jobs = [i for i, document in enumerate(documents) if document.ids]
         found: dict[int, list[decoding.Hypothesis]] = {}
         for batch in batches.length_batches([len(documents[i].ids) for i in jobs], _BATCH_TOKENS, _BATCH_ROWS):
             source, lengths = batches.pad([documents[jobs[k]].ids for k in batch], self.tokenizer.pad_id)
             state = self.model.start(self.model.encode(source, lengths))
             bos, eos, rows = self.tokenizer.bos_id, self.tokenizer.eos_id, constraints.of_rows([0] * len(batch))
-            answers = decoding.generate(self.model, state, len(batch), settings, bos, eos, rows)
+            texts = self.tokenizer.decode([documents[jobs[k]].ids for k in batch])
+            numbers = [numbers_of(text) - unwanted | wanted for text in texts]
+            answers = decoding.generate(faithful, faithful.start(state, numbers), len(batch), settings, bos, eos, rows)
             for k, hypotheses in zip(batch, answers, strict=True):
                 found[jobs[k]] = hypotheses
         return [self._result(document, found.get(i, []), max_words) for i, document in enumerate(documents)]

@@ -1,0 +1,90 @@
+"""Numbers that hold: a summary writes no number that its document lacks.
+
+The tokenizer writes a number digit by digit, so that a model may lose its place in one, and a wrong figure is worse than none.
+Here every run of digits must be one of the document's: each digit has to go on with one of them, and none may end halfway.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rheme.decoding import Model
+
+Array = NDArray[Any]
+Ids = NDArray[np.int64]
+
+_RUN = re.compile(r"[0-9]+")
+
+
+def numbers_of(text: str) -> set[str]:
+    """The runs of digits in a text (as the tokenizer normalises it)."""
+    return set(_RUN.findall(text))
+
+
+class Digits:
+    """The pieces that write a digit: spaced, after a space, and joined, directly after what stands before it."""
+
+    def __init__(self, surfaces: Sequence[bytes]) -> None:
+        self.written: list[str] = []  # by piece: what it writes, where that is a digit, else ""
+        self.joined: dict[str, list[int]] = {}
+        self.spaced: dict[str, list[int]] = {}
+        for index, surface in enumerate(surfaces):
+            digit = surface.strip().decode("ascii", "replace")
+            if not (len(digit) == 1 and digit in "0123456789" and len(surface) <= 2):
+                self.written.append("")
+                continue
+            self.written.append(surface.decode("ascii"))
+            (self.spaced if surface[:1] == b" " else self.joined).setdefault(digit, []).append(index)
+        self.all = [index for index, text in enumerate(self.written) if text]
+
+
+@dataclass(frozen=True)
+class _State:
+    """The model's state, and by row: the number that is being written, and those that may be."""
+
+    inner: Any
+    runs: list[str]
+    numbers: list[Collection[str]]
+
+    @property
+    def attention(self) -> Any:
+        return self.inner.attention
+
+    def select(self, indices: Any) -> "_State":
+        rows = np.asarray(indices, np.int64).tolist()
+        runs, numbers = [self.runs[row] for row in rows], [self.numbers[row] for row in rows]
+        return _State(self.inner.select(indices), runs, numbers)
+
+
+class FaithfulNumbers:
+    """A model whose texts hold no number but the given ones."""
+
+    def __init__(self, model: Model, digits: Digits) -> None:
+        self._model, self._digits = model, digits
+
+    def start(self, state: Any, numbers: Sequence[Collection[str]]) -> _State:
+        """numbers: for each row of the model's state, those it may write."""
+        return _State(state, [""] * len(numbers), list(numbers))
+
+    def step(self, ids: Ids, state: _State) -> tuple[Array, _State]:
+        """As the model's step; what would write another number is impossible (-inf)."""
+        logits, inner = self._model.step(ids, state.inner)
+        runs = []
+        for index, run in zip(ids.tolist(), state.runs, strict=True):
+            text = self._digits.written[index]
+            runs.append(text.strip() if text[:1] == " " else run + text if text else "")
+        for row, (run, numbers) in enumerate(zip(runs, state.numbers, strict=True)):
+            first = {number[0] for number in numbers}
+            following = {number[len(run)] for number in numbers if len(number) > len(run) and number.startswith(run)}
+            joined = [index for digit in (following if run else first) for index in self._digits.joined.get(digit, [])]
+            whole = not run or run in numbers
+            spaced = [index for digit in first for index in self._digits.spaced.get(digit, [])] if whole else []
+            allowed = joined + spaced
+            kept = logits[row, allowed]
+            logits[row, self._digits.all if whole else slice(None)] = -np.inf
+            logits[row, allowed] = kept
+        return logits, _State(inner, runs, state.numbers)
