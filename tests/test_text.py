@@ -182,7 +182,7 @@ def test_split_sentences_drops_nothing(text: str) -> None:
         ("“come here”", "“Come here”"),
         ("USA", "USA."),
         ("3 dogs", "3 dogs."),
-        ("你好", "你好."),
+        ("你好", "你好。"),
         ("", ""),
         ("...", "..."),
     ],

@@ -275,3 +275,14 @@ def bleu_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], t
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
     }
+
+
+def sentence_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """chrF of each prediction by itself (Popovic 2015). Raises InputError without sacrebleu (the extra `eval`)."""
+    try:
+        from sacrebleu.metrics import CHRF
+    except ImportError:
+        raise InputError("chrF needs sacrebleu: pip install 'rheme[eval]'") from None
+    _check(predictions, references)
+    chrf = CHRF()
+    return [float(chrf.sentence_score(text, list(wanted)).score) for text, wanted in zip(predictions, references, strict=True)]

@@ -108,6 +108,13 @@ class Task:
         rows = readers.read_records(paths, fields or self.fields, given=fields is not None)
         return [row[0] for row in rows] if len(fields or self.fields) == 1 else rows
 
+    def read_checked(self, paths: Any, fields: Sequence[str] | None = None, clean: bool = False) -> tuple[list[Any], list[str]]:
+        """Examples to train on, and a line to tell of each kind of bad row among them. clean: leave out the doubtful ones.
+
+        By default nothing is checked.
+        """
+        return (self.read(paths, fields) if fields else self.read(paths)), []
+
     def split(self, examples: Sequence[Any], share: float, salt: str = "") -> tuple[list[Any], list[Any]]:
         """(train, held out), by a hash of the first text; no text of the first ``sides`` stands in both."""
         from rheme.text import readers

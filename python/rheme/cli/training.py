@@ -49,6 +49,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="One setting, such as train.max_epochs=3.")
 @click.option("--valid-share", type=float, default=0.02, show_default=True, help="Share held out without --valid.")
 @click.option("--test-share", type=float, default=0.0, show_default=True, help="Share cut off as test.tsv.")
+@click.option("--clean", is_flag=True, help="Leave out the rows that the data check finds doubtful.")
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed, the same weights.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads (default: what the machine grants).")
@@ -66,6 +67,7 @@ def train_command(
     settings: tuple[str, ...],
     valid_share: float,
     test_share: float,
+    clean: bool,
     seed: int | None,
     device: str,
     threads: int | None,
@@ -94,6 +96,7 @@ def train_command(
         fields=[field.strip() for field in fields.split(",")] if fields else None,
         valid_share=valid_share,
         test_share=test_share,
+        clean=clean,
         device=device,
     )
 
@@ -105,6 +108,7 @@ def train_command(
 @click.option("--to", help="Translation: one direction only.")
 @click.option("--from", "from_", help="Translation: language of the source.")
 @click.option("--plot", type=click.Path(), help="A picture of the figures, where the task draws one.")
+@click.option("--against", metavar="FILE", help="Translation: another system's output, a line an example, to score beside.")
 @decoding_options
 @model_options
 def evaluate_command(
@@ -114,6 +118,7 @@ def evaluate_command(
     to: str | None,
     from_: str | None,
     plot: str | None,
+    against: str | None,
     num_beams: int | None,
     max_new_tokens: int | None,
     temperature: float | None,
@@ -126,6 +131,10 @@ def evaluate_command(
     """Measure a model on labelled data."""
     options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature, to=to, from_=from_)
     options |= {"plot": plot} if plot else {}
+    if against:
+        from rheme.text import readers
+
+        options["against"] = readers.read_lines(against)
     direction = {name: value for name, value in (("to", to), ("from_", from_)) if value}
     bound = open_task(task, model, threads, device, **direction)
     names = [field.strip() for field in fields.split(",")] if fields else None

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ from rheme.errors import InputError
 _LINE_BREAKS = re.compile(r"[\t\r\n]+")
 
 Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass
+class Notes:
+    """What a reading noticed: where each row stands, and where a row was passed over as a text of it is empty."""
+
+    places: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+class _EmptyTextError(InputError):
+    """A row that lacks a text."""
 
 
 def read_text(path: str | Path, line_ends: bool = False) -> str:
@@ -63,8 +76,11 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def read_tsv(path: str | Path, columns: Sequence[int]) -> list[tuple[str, ...]]:
-    """The given columns (counted from 0) of each line, separated by tabs; others are ignored, blank lines skipped."""
+def read_tsv(path: str | Path, columns: Sequence[int], notes: Notes | None = None) -> list[tuple[str, ...]]:
+    """The given columns (counted from 0) of each line, separated by tabs; others are ignored, blank lines skipped.
+
+    notes: gets the place of each row, and of each with an empty column, which is passed over; without it that is an error.
+    """
     needed = max(columns) + 1
     rows: list[tuple[str, ...]] = []
     for number, line in enumerate(read_lines(path), 1):
@@ -75,16 +91,25 @@ def read_tsv(path: str | Path, columns: Sequence[int]) -> list[tuple[str, ...]]:
             raise InputError(
                 f"{path}:{number}:{len(line) + 1}: {len(cells)} of {needed} columns, separated by a tab: {line[:60]!r}"
             )
-        for index in columns:
-            if not cells[index].strip():
-                column = sum(len(cell) + 1 for cell in cells[:index]) + 1
-                raise InputError(f"{path}:{number}:{column}: column {index + 1} is empty")
+        empty = next((index for index in columns if not cells[index].strip()), None)
+        if empty is not None:
+            column = sum(len(cell) + 1 for cell in cells[:empty]) + 1
+            _pass_over(f"{path}:{number}:{column}", f"column {empty + 1} is empty", notes)
+            continue
         rows.append(tuple(cells[index].strip() for index in columns))
+        if notes is not None:
+            notes.places.append(f"{path}:{number}")
     return rows
 
 
-def read_parallel(paths: Sequence[str | Path]) -> list[tuple[str, ...]]:
-    """Files whose lines of the same number belong together. Lines blank in all of them are skipped."""
+def _pass_over(where: str, why: str, notes: Notes | None) -> None:
+    if notes is None:
+        raise _EmptyTextError(f"{where}: {why}")
+    notes.empty.append(where)
+
+
+def read_parallel(paths: Sequence[str | Path], notes: Notes | None = None) -> list[tuple[str, ...]]:
+    """Files whose lines of the same number belong together. Lines blank in all of them are skipped. notes: see read_tsv."""
     files = [read_lines(path) for path in paths]
     for path, lines in zip(paths[1:], files[1:], strict=True):
         if len(lines) != len(files[0]):
@@ -96,22 +121,31 @@ def read_parallel(paths: Sequence[str | Path]) -> list[tuple[str, ...]]:
         if not any(texts):
             continue
         if not all(texts):
-            raise InputError(f"{paths[texts.index('')]}:{number}:1: an empty line, but its partner is not")
+            _pass_over(f"{paths[texts.index('')]}:{number}:1", "an empty line, but its partner is not", notes)
+            continue
         rows.append(texts)
+        if notes is not None:
+            notes.places.append(f"{paths[0]}:{number}")
     return rows
 
 
 def read_jsonl(
-    path: str | Path, fields: Sequence[str], given: bool = False, list_separator: str | None = None
+    path: str | Path,
+    fields: Sequence[str],
+    given: bool = False,
+    list_separator: str | None = None,
+    notes: Notes | None = None,
 ) -> list[tuple[str, ...]]:
     """The named fields of each JSON object, a line each; ``a.b`` reaches into objects.
 
     list_separator: joins a field that is a list of texts; without it such a field is an error.
 
     Unless the fields were given by the user, a line ``{"messages": [...]}`` of a chat yields (what the user said, the answer)
-    for its last turn, and ``{"translation": {...}}`` is looked into.
+    for its last turn, without the instruction that all chats of the file begin with (up to a colon or a line end); and
+    ``{"translation": {...}}`` is looked into. notes: see read_tsv.
     """
     rows: list[tuple[str, ...]] = []
+    chats: list[int] = []
     decoder = msgspec.json.Decoder()
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -122,12 +156,38 @@ def read_jsonl(
             raise InputError(f"{path}:{number}:{_byte_column(line, str(error))}: not JSON: {error}") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}:1: not a JSON object")
-        if not given and "messages" in record:
-            rows.append(_last_turn(record["messages"], f"{path}:{number}:1"))
-            continue
+        where = f"{path}:{number}:1"
+        chat = not given and "messages" in record
         if not given and isinstance(record.get("translation"), dict):
             record = record["translation"]
-        rows.append(tuple(_field(record, name, f"{path}:{number}:1", list_separator) for name in fields))
+        try:
+            if chat:
+                row: tuple[str, ...] = _last_turn(record["messages"], where)
+            else:
+                row = tuple(_field(record, name, where, list_separator) for name in fields)
+        except _EmptyTextError:
+            if notes is None:
+                raise
+            notes.empty.append(where)
+            continue
+        chats += [len(rows)] * chat
+        rows.append(row)
+        if notes is not None:
+            notes.places.append(f"{path}:{number}")
+    return _without_instruction(rows, chats)
+
+
+def _without_instruction(rows: list[tuple[str, ...]], chats: Sequence[int]) -> list[tuple[str, ...]]:
+    """The rows, those of chats without what all of them begin with, such as "Translate into French:"."""
+    if len(chats) < 2:
+        return rows
+    first, last = min(rows[row][0] for row in chats), max(rows[row][0] for row in chats)
+    common = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    end = max(first.rfind(":", 0, common), first.rfind("\n", 0, common)) + 1
+    if not all(rows[row][0][end:].strip() for row in chats):
+        return rows
+    for row in chats:
+        rows[row] = (rows[row][0][end:].strip(), *rows[row][1:])
     return rows
 
 
@@ -148,7 +208,7 @@ def _field(record: dict[str, Any], name: str, where: str, list_separator: str | 
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(f"{where}: the field {name!r} is not text")
     if not str(value).strip():
-        raise InputError(f"{where}: the field {name!r} is empty")
+        raise _EmptyTextError(f"{where}: the field {name!r} is empty")
     return str(value).strip()
 
 
@@ -162,17 +222,22 @@ def _last_turn(messages: Any, where: str) -> tuple[str, str]:
             continue
         if question.strip() and reply.strip():
             return question.strip(), reply.strip()
-    raise InputError(f"{where}: no message of a user with text followed by one of the assistant")
+    raise _EmptyTextError(f"{where}: no message of a user with text followed by one of the assistant")
 
 
 def read_records(
-    paths: Paths, fields: Sequence[str], given: bool = False, list_separator: str | None = None
+    paths: Paths,
+    fields: Sequence[str],
+    given: bool = False,
+    list_separator: str | None = None,
+    notes: Notes | None = None,
 ) -> list[tuple[str, ...]]:
     """Rows of ``len(fields)`` strings from one file or several of the same kind.
 
     By the ends of their names (before .gz): .jsonl (the fields by name); otherwise, with several fields, as many files as
     fields that are not .tsv are parallel, and anything else is TSV (the fields in order, or columns by number, from 1); with
-    one field, lines. given: the fields were named by the user.
+    one field, lines. given: the fields were named by the user. notes: gets the place of each row of several fields, and of
+    each that lacks one, which is passed over; without it that is an error.
     """
     names = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not names:
@@ -185,15 +250,15 @@ def read_records(
     columns = [int(field) - 1 for field in fields] if numbers else list(range(len(fields)))
     rows: list[tuple[str, ...]] = []
     if kind == "text" and len(fields) > 1 and len(names) == len(fields):
-        rows = read_parallel(names)
+        rows = read_parallel(names, notes)
     else:
         for name in names:
             if kind == "jsonl":
-                part = read_jsonl(name, fields, given, list_separator)
+                part = read_jsonl(name, fields, given, list_separator, notes)
             elif len(fields) == 1 and kind == "text":
                 part = [(line.strip(),) for line in read_lines(name) if line.strip()]
             else:
-                part = read_tsv(name, columns)
+                part = read_tsv(name, columns, notes)
             if not part:
                 raise InputError(f"{name}:1: the file is empty")
             rows.extend(part)

@@ -1,5 +1,6 @@
 """``rheme.train``: from files and settings to a model folder. The command line calls the same function."""
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from rheme import ops
 from rheme.errors import InputError
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
-from rheme.training import TrainingConfig, _check_new
+from rheme.training import TrainingConfig, _check_new, curves
 from rheme.training import train as run
 from rheme.training.checkpoints import writing
 from rheme.training.progress import Echo
@@ -32,6 +33,7 @@ def train(
     fields: Sequence[str] | None = None,
     valid_share: float = 0.02,
     test_share: float = 0.0,
+    clean: bool = False,
     device: str = "cpu",
     echo: Echo | None = None,
     **settings: Any,
@@ -63,7 +65,9 @@ def train(
     else:
         instance = cls(configure(cls.Config, tables["task"], "task"))
 
-    examples = instance.read(train, fields) if fields else instance.read(train)
+    examples, found = instance.read_checked(train, fields, clean)
+    for line in found:
+        tell(line)
     read = len(examples)
     held: dict[str, list[Any]] = {}
     if test_share:
@@ -85,11 +89,14 @@ def train(
     try:
         for name, rows in held.items():
             _write_held_out(instance, out / f"{name}{instance.suffix}", rows, resume)
-        return run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card, device=device)
+        figures = run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card, device=device)
     except BaseException:
         if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
+    with contextlib.suppress(InputError):  # without matplotlib there is no picture
+        tell(f"learning curves: {curves.draw(out)}")
+    return figures
 
 
 def read_config(config: str | Path | Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:

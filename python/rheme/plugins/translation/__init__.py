@@ -102,18 +102,33 @@ class Translation(Task):
         fields: the language codes in the order of the file's columns, or keys of JSON lines (by default the language codes, or
         source and target).
         """
+        return list(dict.fromkeys(self._rows(paths, fields, None)))
+
+    def read_checked(
+        self, paths: Any, fields: Sequence[str] | None = None, clean: bool = False
+    ) -> tuple[list[tuple[str, str]], list[str]]:
+        """As `read`, but rows with an empty side are passed over, and bad ones are named (see `training.check`)."""
+        from rheme.training.check import check_pairs
+
+        notes = readers.Notes()
+        return check_pairs(self._rows(paths, fields, notes), notes, self.config.languages, clean)
+
+    def _rows(self, paths: Any, fields: Sequence[str] | None, notes: readers.Notes | None) -> list[tuple[str, str]]:
         if fields is not None:
-            rows = readers.read_records(paths, fields, given=True)
+            rows = readers.read_records(paths, fields, given=True, notes=notes)
             if list(fields) == self.config.languages[::-1]:
                 rows = [(second, first) for first, second in rows]
         else:
             try:
-                rows = readers.read_records(paths, self.config.languages)
+                rows = readers.read_records(paths, self.config.languages, notes=notes)
             except InputError as error:
                 if "no field" not in str(error):
                     raise
-                rows = readers.read_records(paths, self.fields)
-        return list(dict.fromkeys(rows))  # type: ignore[arg-type]
+                if notes is not None:
+                    notes.places.clear()
+                    notes.empty.clear()
+                rows = readers.read_records(paths, self.fields, notes=notes)
+        return rows  # type: ignore[return-value]
 
     def setup(self, examples: Sequence[tuple[str, str]]) -> None:
         """Train the tokenizer on both sides, then build the model."""
@@ -423,23 +438,38 @@ class Translation(Task):
 
     # Measuring -------------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, examples: Sequence[tuple[str, str]], **options: Any) -> dict[str, float | str]:
+    def evaluate(
+        self, examples: Sequence[tuple[str, str]], against: Sequence[str] | None = None, **options: Any
+    ) -> dict[str, float | str]:
         """BLEU and chrF, with sacreBLEU's signatures (cased, one reference); for each direction unless ``to`` is given.
 
-        InputError without sacrebleu (the extra ``eval``).
+        against: the translations of another system, one an example, in one direction; its figures are told beside (under names
+        with ``against_``), and the share of examples for which each of the two has the higher chrF. InputError without
+        sacrebleu (the extra ``eval``).
         """
         codes = self.config.languages
         asked = options.pop("to", None), options.pop("from_", None)
         if asked == (None, None):
             asked = self.options.get("to"), self.options.get("from_")
         directions = [(codes[s], codes[t]) for s, t in self._pairs()] if asked == (None, None) else [self.direction(*asked)]
+        if against is not None and len(directions) > 1:
+            raise InputError("to compare with another system's translations, say into which language they are (to=, --to)")
+        if against is not None and len(against) != len(examples):
+            raise InputError(f"{len(against)} translations to compare with, but {len(examples)} examples: give one a line")
         figures: dict[str, float | str] = {"pairs": len(examples)}
         for source, target in directions:
             side = codes.index(source)
-            answers = [result.text for result in self.answer([pair[side] for pair in examples], to=target, **options)]
+            sources, references = [pair[side] for pair in examples], [[pair[1 - side]] for pair in examples]
+            answers = [result.text for result in self.answer(sources, to=target, from_=source, **options)]
             tokenize = {"zh": "zh", "ja": "char", "ko": "char"}.get(target, "13a")
-            measured = metrics.bleu_chrf(answers, [[pair[1 - side]] for pair in examples], tokenize)
+            measured = metrics.bleu_chrf(answers, references, tokenize)
             figures |= {f"{name}_{source}-{target}": value for name, value in measured.items()}
+            if against is not None:
+                other = metrics.bleu_chrf(against, references, tokenize)
+                figures |= {f"against_{name}_{source}-{target}": value for name, value in other.items()}
+                scores = [metrics.sentence_chrf(texts, references) for texts in (answers, against)]
+                better = [sum(a > b for a, b in zip(*pair, strict=True)) for pair in (scores, scores[::-1])]
+                figures |= {"better": better[0] / len(examples), "against_better": better[1] / len(examples)}
         return figures
 
 
