@@ -55,6 +55,10 @@ def test_causes() -> None:
 
 def test_no_false_alarm() -> None:
     assert doctor.diagnose(figures(0.0, 0.0, 0), CONFIG, beta=0.0).state == "young"
+    rising = CONFIG | {"annealing": "monotonic"}
+    assert doctor.diagnose(figures(0.1, 0.02, 1), rising, beta=0.3).state == "young"
+    assert doctor.diagnose(figures(0.1, 0.02, 1), rising, beta=0.3, history=[figures(3.0, 2.0, 9)]).state == "collapsed"
+    assert doctor.diagnose(figures(0.1, 0.02, 1), rising, beta=0.6).state == "collapsed"
     assert doctor.diagnose({}, {"latent_size": 0}).state == "no code"
     with pytest.raises(InputError, match="no diagnosis without kl"):
         doctor.diagnose({"mutual_information": 1.0}, CONFIG)

@@ -238,6 +238,16 @@ def test_generation_from_a_prompt(writer: Any) -> None:
         writer.generate(0)
 
 
+def test_generation_without_and_with_words(writer: Any) -> None:
+    plain = writer.generate(5, seed=1)
+    words = {word for result in plain for word in result.text.lower().split()}
+    word = max(sorted(words), key=len)
+    assert not any(word in result.text.lower().split() for result in writer.generate(5, seed=1, forbid=[word]))
+    assert all("fish" in result.text for result in writer.generate(2, seed=1, require=["fish"], max_new_tokens=20))
+    with pytest.raises(InputError, match="forbidden"):
+        writer.generate(1, forbid=["fish"], require=["fish"])
+
+
 def test_generation_round_trip(writer: Any, tmp_path: Path) -> None:
     loaded: Any = rheme.load("generation", writer.save(tmp_path / "m"))
     assert _same(loaded.generate(3, seed=5), writer.generate(3, seed=5))

@@ -17,6 +17,7 @@ State = Literal["healthy", "collapsed", "collapsing", "weak", "young", "no code"
 # (aggressive training on the Penn Treebank: MI 0.83, 4 active units) is far above.
 _DEAD_INFORMATION = 0.1
 _WEAK_INFORMATION = 0.5
+_YOUNG = 0.5  # of the final beta: before that a code that was never in use may still come
 _FALL = 0.5  # of the largest mutual information so far, as beta rises
 _MOST_DETAILED = 12  # rows of a report's table of dimensions
 
@@ -72,11 +73,11 @@ def diagnose(
     final = float(config.get("beta", 1.0))
     beta = final if beta is None else beta
     evidence = f"KL {kl:.2f} nats, MI {information:.2f}, active units {units} of {size}, beta {beta:.2f}"
+    best = max((float(past["mutual_information"]) for past in history if "mutual_information" in past), default=0.0)
     if units == 0 or information < _DEAD_INFORMATION:
-        if beta == 0:
+        if beta < _YOUNG * final and best < _WEAK_INFORMATION:  # nothing was lost, and the weight is still small
             return Diagnosis("young", f"{evidence}; the code is not in use yet")
         return Diagnosis("collapsed", evidence, _cause(kl, config, beta, history), _remedy(config), TREATMENT)
-    best = max((float(past["mutual_information"]) for past in history if "mutual_information" in past), default=0.0)
     if information < _WEAK_INFORMATION:
         falling = information < _FALL * best and beta < final
         state: State = "collapsing" if falling else "weak"
