@@ -1,14 +1,14 @@
 """Every remedy for posterior collapse on the same data, and the language model beside them, in one table.
 
-    python benchmarks/remedies.py --config benchmarks/recipes/collapse-on-purpose.toml --train en.txt --out runs [--test test.txt]
+    python benchmarks/remedies.py --config benchmarks/recipes/collapse-on-purpose.toml --train en.txt --out runs
 
-Each row is one run of `rheme train generation` with the config's settings and those of the remedy below, for the same number of
-steps. Runs that are finished are not run again; one that was interrupted goes on. With --config benchmarks/recipes/ptb-ae-fb.toml and
+Each row is one run of `rheme train generation` with the config's settings and those of the remedy below, for the same number
+of steps. Runs that are finished are not run again; one that was interrupted goes on. With benchmarks/recipes/ptb-ae-fb.toml and
 the Penn Treebank's files it makes the table that the literature prints (sentence-level, `<eos>` counted).
 
-The figures are those of the test sentences (of the validation's without --test): perplexity by `--samples` importance samples (the
-language model's is exact), -ELBO, reconstruction, KL and mutual information in nats a sentence, active units, and the epoch after
-which the doctor first spoke of a collapse.
+The figures are those of the test sentences (of the validation's without --test): perplexity by `--samples` importance samples
+(the language model's is exact), -ELBO, reconstruction, KL and mutual information in nats a sentence, active units, and the
+epoch after which the doctor first spoke of a collapse.
 """
 
 import argparse
