@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": LOOPS,
     "calibration": ARRAYS,
     "conformance": {"tasks", "training", "storage", "autograd"},
-    "sklearn": {"tasks", "training"},
+    "sklearn": {"tasks", "training", "latent"},
     "metrics": ARRAYS | {"text"},
     "training": LOOPS | {"tasks"},
     "latent": LOOPS,

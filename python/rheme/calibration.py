@@ -66,23 +66,26 @@ def fit_temperature(logits: Array, targets: Array, multi_label: bool = False) ->
     return math.exp(_minimum(loss, math.log(0.125), math.log(8.0)))
 
 
-def best_threshold(scores: Sequence[float], wanted: Sequence[bool], smoothing: float = 0.0) -> tuple[float, float]:
+def best_threshold(scores: Sequence[float], wanted: Sequence[bool], prior: float = 0.0) -> tuple[float, float]:
     """The threshold of the largest F1 when scores at or above it count as yes, and that F1.
 
-    It lies half-way between two scores. smoothing: as if so many yes and no more had been wrong at every threshold, which keeps
-    a label of few examples from a threshold that fits them alone. 0.5 where nothing is wanted.
+    It lies half-way between two scores. prior: what is wanted is counted half by the labels and half by the scores themselves,
+    as probabilities (expected F1: Lipton et al. 2014), where so many are wanted; the fewer, the more by the scores, so that a
+    label of few examples gets no threshold that fits them alone. 0.5 where nothing is wanted.
     """
     total = sum(map(bool, wanted))
     if not total:
         return 0.5, 0.0
+    trust = total / (total + prior)
+    every = trust * total + (1.0 - trust) * math.fsum(scores)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    best, threshold, right = -1.0, 0.5, 0
+    best, threshold, right = -1.0, 0.5, 0.0
     for place, index in enumerate(order):
-        right += bool(wanted[index])
+        right += trust * bool(wanted[index]) + (1.0 - trust) * scores[index]
         following = scores[order[place + 1]] if place + 1 < len(order) else 0.0
         if following == scores[index]:
             continue
-        f1 = 2.0 * right / (place + 1 + total + smoothing)
+        f1 = 2.0 * right / (place + 1 + every)
         if f1 > best:
             best, threshold = f1, 0.5 * (scores[index] + following)
     return threshold, best

@@ -5,6 +5,7 @@ Both can be cloned, searched over, pickled, and put at the end of a pipeline tha
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme.errors import InputError
+from rheme.latent import LatentSpace
 from rheme.tasks import Task, configure, get_task
 from rheme.training import TrainingConfig, train
 
@@ -258,12 +260,16 @@ class TextEncoder(TransformerMixin, _TextEstimator):  # type: ignore[misc]
         task = cls(configure(cls.Config, {"vocab_size": self.vocab_size, "model": model}, "parameters"))
         with tempfile.TemporaryDirectory() as folder:
             self._train(task, list(dict.fromkeys(_texts(X))), folder)
+        if self.task_.metrics.get("active_units") == 0:
+            warnings.warn(
+                "the latent code has collapsed: every text has nearly the same one (try more free_bits)", stacklevel=2
+            )
         return self
 
     def transform(self, X: Iterable[str]) -> Array:
         """float32 (N, latent_size)."""
         check_is_fitted(self, "task_")
-        return self.task_.latent.encode(_texts(X))[0]
+        return LatentSpace(self.task_).encode(_texts(X))[0]
 
     def inverse_transform(self, X: Any) -> Array:
         """Codes (N, latent_size) to texts (N,)."""
@@ -271,7 +277,7 @@ class TextEncoder(TransformerMixin, _TextEstimator):  # type: ignore[misc]
         codes = np.asarray(X, np.float32)
         if codes.ndim != 2 or codes.shape[1] != self.latent_size:
             raise ValueError(f"codes must be of shape (N, {self.latent_size}), not {codes.shape}")
-        return np.array(self.task_.latent.decode(codes), dtype=object)
+        return np.array(LatentSpace(self.task_).decode(codes), dtype=object)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """z0, z1, ..."""

@@ -1,7 +1,7 @@
 """The files that `rheme plugins new` writes: path -> text, with $$name, $$module, $$class_name and $$package filled in."""
 
 _PYPROJECT = """[build-system]
-requires = ["setuptools>=68"]
+requires = ["setuptools>=70.1"]
 build-backend = "setuptools.build_meta"
 
 [project]

@@ -1,0 +1,227 @@
+"""Semantic analysis beside TF-IDF with a linear model, on the same splits.
+
+    python benchmarks/semantics.py DATA NAME... [--init DIR] [--out FOLDER] [--set train.max_epochs=3]
+
+DATA: the folder of the data sets; NAME: some of sst, trec, banking77, clinc150, chnsenticorp, goemotions, sick, stsb, or
+`trec-folds` for ten folds. A tenth of the training examples, by a hash, chooses everything on both sides (epoch, temperature,
+thresholds; C of the linear model); the test split is looked at once, at the end. Prints a JSON object a set.
+"""
+
+import argparse
+import csv
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.svm import LinearSVC
+
+import rheme
+from rheme import metrics
+from rheme.cli.training import merge, settings_tables
+from rheme.tasks import get_task
+from rheme.text import readers
+
+Rows = list[tuple[str, ...]]
+
+# What differs from the defaults of the task, found on the validation tenth.
+SINGLE: dict[str, Any] = {
+    "task": {"label_smoothing": 0.1, "model": {"dropout": 0.5, "bag_scale": 5.0}},
+    "train": {"batch_tokens": 1000, "max_epochs": 8, "ema_decay": 0.998, "warmup_steps": 50, "patience": 0},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "banking77": {"train": {"max_epochs": 15}},
+    "clinc150": {"task": {"out_of_scope": "oos"}, "train": {"max_epochs": 12}},
+    "chnsenticorp": {
+        "task": {"languages": ["zh"], "char_ngrams": [1, 4], "word_ngrams": 0, "max_length": 160, "max_features": 80000},
+        "train": {"batch_tokens": 3000, "max_epochs": 4},
+    },
+}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def load(name: str, data: Path) -> tuple[Rows, Rows]:
+    """Training and test rows (text, label)."""
+    if name == "sst":
+        parts = []
+        for part in ("train", "dev", "test"):
+            rows = [line.split(" ", 1) for line in _lines(data / f"sst/stsa.binary.{part}")]
+            parts.append([(text, ("negative", "positive")[int(label)]) for label, text in rows])
+        return parts[0], parts[2]
+    if name == "trec":
+        return readers.split_by_hash(trec(data), 0.1, salt="fold")
+    if name == "banking77":
+        return tuple(
+            [tuple(row) for row in csv.reader(_lines(data / f"banking77/{part}.csv"))][1:] for part in ("train", "test")
+        )  # type: ignore[return-value]
+    if name == "clinc150":
+        stored = json.loads((data / "clinc150/data.json").read_text())
+        return [tuple(r) for r in stored["train"] + stored["oos_train"]], [tuple(r) for r in stored["val"] + stored["oos_val"]]
+    if name == "chnsenticorp":
+        return tuple(
+            [tuple(line.split("\t", 1)[::-1]) for line in _lines(data / f"chnsenticorp/{part}.tsv")][1:]
+            for part in ("train", "dev")
+        )  # type: ignore[return-value]
+    raise SystemExit(f"no data set is called {name!r}")
+
+
+def trec(data: Path) -> Rows:
+    rows = [line.split(" ", 1) for line in _lines(data / "trec/train")]
+    return [(text, label.split(":")[0]) for label, text in rows]
+
+
+def linear(train: Rows, test: Rows, chinese: bool = False) -> float:
+    """Test accuracy of the linear model over TF-IDF of words and pairs (or 1 to 3 characters), C chosen on the tenth."""
+    rest, valid = readers.split_by_hash(train, 0.1)
+    best = (-1.0, 1.0)
+    make: Callable[[], Any] = lambda: TfidfVectorizer(  # noqa: E731
+        sublinear_tf=True,
+        **(
+            {"analyzer": "char", "ngram_range": (1, 3)}
+            if chinese
+            else {"ngram_range": (1, 2), "token_pattern": r"(?u)\w+|[^\w\s]"}
+        ),
+    )
+
+    def fit(rows: Rows, on: Rows, c: float) -> float:
+        vectors = make()
+        model = LinearSVC(C=c).fit(vectors.fit_transform([r[0] for r in rows]), [r[1] for r in rows])
+        return 100.0 * float(model.score(vectors.transform([r[0] for r in on]), [r[1] for r in on]))
+
+    for c in (0.3, 1.0, 3.0, 10.0):
+        best = max(best, (fit(rest, valid, c), -c))
+    return fit(train, test, -best[1])
+
+
+def ours(train: Rows, test: Rows, settings: dict[str, Any], out: str, init: str | None) -> tuple[Any, dict[str, Any], float]:
+    """Trained on nine tenths, measured on the test rows: the task, its figures and the seconds of training."""
+    folder = Path(out)
+    readers.write_tsv(folder / "train.tsv", train)
+    start = time.perf_counter()
+    rheme.train(
+        "semantic-analysis", folder / "train.tsv", out=folder / "model", config=settings, valid_share=0.1, init=init, echo=print
+    )
+    seconds = time.perf_counter() - start
+    task = rheme.load("semantic-analysis", model=folder / "model")
+    return task, task.evaluate(test), seconds
+
+
+def run(name: str, data: Path, above: dict[str, Any], out: str, init: str | None) -> dict[str, Any]:
+    settings = merge(merge(SINGLE, RECIPES.get(name, {})), above)
+    if name == "trec-folds":
+        rows, found, plain = trec(data), [], []
+        for fold in range(10):
+            test = rows[fold::10]
+            texts = {readers.normal_form(text) for text, _ in test}
+            train = [row for k, row in enumerate(rows) if k % 10 != fold and readers.normal_form(row[0]) not in texts]
+            folder = Path(out) / str(fold)
+            folder.mkdir()
+            found.append(float(ours(train, test, settings, str(folder), init)[1]["accuracy"]))
+            plain.append(linear(train, test))
+        return {"data": name, "accuracy": np.mean(found), "folds": found, "linear": np.mean(plain)}
+    if name == "goemotions":
+        return goemotions(data, above, out, init)
+    if name in ("sick", "stsb"):
+        return pairs(name, data, above, out, init)
+    train, test = load(name, data)
+    _, figures, seconds = ours(train, test, settings, out, init)
+    inside = [row for row in train if row[1] != "oos"], [row for row in test if row[1] != "oos"]
+    plain = linear(*inside, chinese=name == "chnsenticorp")
+    return {"data": name, "train": len(train), **figures, "linear": plain, "seconds": round(seconds)}
+
+
+def goemotions(data: Path, above: dict[str, Any], out: str, init: str | None) -> dict[str, Any]:
+    labels = _lines(data / "goemotions/original.labels.txt")
+    parts = []
+    for part in ("train", "dev"):
+        rows = [line.split("\t") for line in _lines(data / f"goemotions/original.{part}.tsv")]
+        parts.append([(text, ",".join(labels[int(k)] for k in ids.split(","))) for text, ids, _ in rows])
+    figures: dict[str, Any] = {"data": "goemotions"}
+    if init:  # a trained model: measure it
+        task = rheme.load("semantic-analysis", model=init)
+        figures |= task.evaluate(parts[1])
+    return figures | {"linear": linear_many(parts[0], parts[1], labels)}
+
+
+def linear_many(train: Rows, test: Rows, labels: Sequence[str]) -> float:
+    """Macro-F1 of one logistic regression a label; C and the thresholds from the tenth."""
+
+    def matrix(rows: Rows) -> Any:
+        return np.array([[label in row[1].split(",") for label in labels] for row in rows])
+
+    def fit(rows: Rows, c: float) -> Callable[[Rows], Any]:
+        vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+        model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear"))
+        model.fit(vectors.fit_transform([r[0] for r in rows]), matrix(rows))
+        return lambda on: model.predict_proba(vectors.transform([r[0] for r in on]))
+
+    rest, valid = readers.split_by_hash(train, 0.1)
+    wanted, best = matrix(valid), (-1.0, 1.0, np.full(len(labels), 0.5))
+    grid = np.concatenate((np.arange(0.03, 0.2, 0.01), np.arange(0.2, 0.7, 0.02)))
+    for c in (1.0, 4.0):
+        p = fit(rest, c)(valid)
+        scores = np.array([[f1_score(wanted[:, k], p[:, k] >= t, zero_division=0.0) for t in grid] for k in range(len(labels))])
+        if scores.max(axis=1).mean() > best[0]:
+            best = (scores.max(axis=1).mean(), c, grid[scores.argmax(axis=1)])
+    p = fit(train, best[1])(test)
+    return 100.0 * float(f1_score(matrix(test), p >= best[2], average="macro", zero_division=0.0))
+
+
+def pairs(name: str, data: Path, above: dict[str, Any], out: str, init: str | None) -> dict[str, Any]:
+    """Pearson's correlation on the test pairs."""
+    parts: list[Rows] = []
+    if name == "sick":
+        for part in ("train", "trial", "test_annotated"):
+            parts.append([tuple(line.split("\t")[1:4]) for line in _lines(data / f"sick/SICK_{part}.txt")[1:]])
+    else:
+        for part in ("train", "dev", "test"):
+            parts.append([tuple(row[:3]) for row in csv.reader(_lines(data / f"stsb/en-{part}.csv"))])
+    settings = merge(
+        {
+            "task": {"objective": "similarity", "output_size": 128, "max_features": 30000, "model": {"dropout": 0.3}},
+            "train": {"batch_tokens": 1500, "max_epochs": 10, "ema_decay": 0.998, "warmup_steps": 50, "patience": 0},
+        },
+        above,
+    )
+    folder = Path(out)
+    for part, rows in zip(("train", "valid"), parts, strict=False):
+        readers.write_tsv(folder / f"{part}.tsv", rows)
+    files = folder / "train.tsv", folder / "valid.tsv"
+    rheme.train("semantic-analysis", *files, out=folder / "model", config=settings, init=init, echo=print)
+    task = rheme.load("semantic-analysis", model=folder / "model")
+    figures = task.evaluate(parts[2])
+    vectors = TfidfVectorizer().fit([text for row in parts[0] for text in row[:2]])
+    a, b = (vectors.transform([row[side] for row in parts[2]]) for side in (0, 1))
+    cosine = np.asarray(a.multiply(b).sum(axis=1))[:, 0].tolist()
+    return {"data": name, **figures, "sklearn_tfidf": metrics.pearson(cosine, [float(row[2]) for row in parts[2]])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--init", help="a model folder whose reading of texts training begins with")
+    parser.add_argument("--out", help="keep the models here")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
+    given = parser.parse_args()
+    get_task("semantic-analysis")
+    for name in given.names:
+        with tempfile.TemporaryDirectory() as folder:
+            out = given.out or folder
+            Path(out).mkdir(parents=True, exist_ok=True)
+            figures = run(name, given.data, settings_tables(tuple(given.set)), out, given.init)
+            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
