@@ -190,9 +190,7 @@ def train(given: argparse.Namespace) -> None:
         medians = {name: statistics.median(taken) for name, taken in seconds.items()}
         for name, median in medians.items():
             print(f"{name}: {1e3 * median:.0f} ms a step of {per_step:.0f} target pieces, {per_step / median:.0f} pieces/s")
-        print(
-            f"rheme is {medians['PyTorch'] / medians['rheme']:.2f} times as fast, {rheme.ops.backend(model.embedding.weight.data).num_threads()} thread(s)"
-        )
+        print(f"rheme is {medians['PyTorch'] / medians['rheme']:.2f} times as fast, {given.threads} thread(s)")
 
 
 def decode(given: argparse.Namespace) -> None:
