@@ -14,6 +14,7 @@ import sentencepiece
 from rheme.errors import InputError
 
 _MAX_LINES = 2_000_000  # what training holds in memory at most; it learns from the first ones
+_FEW = 12  # fewer texts than this one by one: sentencepiece starts a thread for a list, which costs as much as a dozen of them
 _MAX_BYTES = 16_384  # a longer line is cut for training the tokenizer: sentencepiece would skip it
 
 
@@ -155,13 +156,17 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text's pieces, without bos or eos."""
+        if len(texts) < _FEW:
+            return [self._processor.encode(text) for text in texts]
         return self._processor.encode(list(texts), num_threads=1)
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Text, with its capitals and spaces; pad, bos and eos are left out, and bytes that form no character."""
         silent = (self.pad_id, self.bos_id, self.eos_id)
         plain = [[int(index) for index in ids if index not in silent] for ids in sequences]
-        return [text.replace("\ufffd", "").strip() for text in self._processor.decode(plain, num_threads=1)]
+        few = len(plain) < _FEW
+        texts = map(self._processor.decode, plain) if few else self._processor.decode(plain, num_threads=1)
+        return [text.replace("\ufffd", "").strip() for text in texts]
 
 
 def _cut(lines: Iterable[str]) -> Iterator[str]:
