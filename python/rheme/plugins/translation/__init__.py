@@ -46,9 +46,9 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
 
     vocab_size: pieces for both languages. max_source_length: a longer sentence (in pieces) is translated in parts.
     max_train_length: pairs with a longer side are left out of training. Set by training: copy_unknown, where it saw every
-    character that has a piece (words with others are copied as they are); whole_sentences, where nearly all its texts begin
-    with a capital and end with punctuation (other inputs are brought to that form, and the answers back); stand_ins, names that
-    stay the same in both languages; profiles, by which the languages are told apart.
+    character that has a piece (Chinese ones that have none are copied as they are); whole_sentences, where nearly all its texts
+    begin with a capital and end with punctuation (other inputs are brought to that form, and the answers back); stand_ins,
+    names that stay the same in both languages; profiles, by which the languages are told apart.
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en", "fr"])
@@ -423,17 +423,23 @@ class Translation(Task):
         spaces = target not in _NO_SPACES
         out, after = "", False  # after: a translation has just ended
         for number, (part, translated) in enumerate(zip(parts, texts, strict=True)):
-            if not part.ids:
-                between = after and number + 1 < len(parts) and bool(parts[number + 1].ids)
-                out += "" if between and not spaces and not part.text.strip(" ") else part.text
-                after = after and not part.text
-                continue
-            head = part.text[: len(part.text) - len(part.text.lstrip())]
-            tail = part.text[len(part.text.rstrip()) :]
-            for name, span in part.stand_ins:
-                translated = translated.replace(name, span)
-            out += (head or " " * (after and spaces)) + from_sentence(translated, part.form) + tail
-            after = not tail
+            if part.ids:
+                for name, span in part.stand_ins:
+                    translated = translated.replace(name, span)
+                head = part.text[: len(part.text) - len(part.text.lstrip())]
+                tail = part.text[len(part.text.rstrip()) :]
+                piece = head + from_sentence(translated, part.form) + tail
+                divided = after and not head
+            else:
+                piece, tail = part.text, part.text
+                following = after and number + 1 < len(parts) and bool(parts[number + 1].ids)
+                if following and not spaces and not piece.strip(" "):
+                    continue
+                divided = False
+            if spaces and (divided or (out[-1:].isalnum() and piece[:1].isalnum())):
+                out += " "
+            out += piece
+            after = not tail and (after or bool(part.ids))
         return out.strip()
 
     # Measuring -------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ _INLINE = (
 )
 _WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
+_TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
 _NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-])[0-9]+(?:[.,:/-][0-9]+)*(?!{_WORD})")
 
 
@@ -159,18 +160,18 @@ class Cutter:
     def _known(self, text: str) -> list[tuple[str, bool]]:
         """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
 
-        A word with an unknown letter is copied whole (in a script with spaces, where training saw all letters that the
-        tokenizer knows); of other unknown characters (such as emoji) only they.
+        A word with an unknown letter is copied whole, a Chinese character alone and only if training saw all that the
+        tokenizer knows: else it is read by its bytes. Of other unknown characters (such as emoji) only they are copied.
         """
         runs: list[tuple[str, bool]] = []
-        for token in re.findall(r"\s+|\S+", text):
+        for token in _TOKENS.findall(text):
             chars = [self._fold(char) for char in token]
             if any(char.isalpha() and not known for char, known in chars):
-                if self._copy_unknown and not any("\u2e80" <= char <= "\u9fff" and known for char, known in chars):
+                if "\u2e80" <= token[0] <= "\u9fff":
+                    chars = [(token, not self._copy_unknown)]
+                else:
                     end = len(token.rstrip(".,;:!?…"))
                     chars = [(char, False) for char in token[:end]] + chars[end:]
-                else:
-                    chars = [(char, known or char.isalpha()) for char, known in chars]
             for char, known in chars:
                 known = known or (char.isspace() and (not runs or runs[-1][1]))
                 if runs and runs[-1][1] == known:
