@@ -208,6 +208,11 @@ def test_sentences_are_slices(text: str) -> None:
         ("our tool", "our tool", ()),
         ("🙂", "🙂", ("out_of_domain",)),
         ("今天天气很好。我们去公园玩。", "今天天气很好。", ("out_of_domain",)),
+        (
+            "Voici un texte en français. Il parle de la ville et de ses musées.",
+            "Voici un texte en français.",
+            ("out_of_domain",),
+        ),
         ("مرحبا بالعالم كيف حالك اليوم يا صديقي", "مرحبا بالعالم كيف حالك اليوم يا صديقي", ("out_of_domain",)),
     ],
 )
@@ -265,7 +270,19 @@ def test_the_limit_counts_as_the_text_does(summarize: Any) -> None:
         tight = WordLimit(total - 1, [], tokenizer)
         assert any(piece in tight.banned(ids[:k]) for k, piece in enumerate(ids))
         loose = WordLimit(total, [], tokenizer)
-        assert not any(piece in loose.banned(ids[:k]) for k, piece in enumerate(ids))
+        assert not any(piece in loose.banned(ids[:k]) for k, piece in enumerate(ids) if k < len(ids) - 1)
+
+
+def test_the_last_word_goes_on_as_in_the_document(summarize: Any) -> None:
+    tokenizer = summarize.tokenizer
+    name, other = (tokenizer.encode([text])[0] for text in ("Zubado", "Zufapa"))
+    assert len(name) > 2
+    limit = WordLimit(1, [], tokenizer).within(name)
+    for size in range(1, len(name)):
+        allowed = set(range(len(tokenizer))) - set(limit.banned(name[:size]).tolist())
+        assert allowed == {name[size], tokenizer.eos_id}
+    assert tokenizer.eos_id not in limit.banned(name)
+    assert other[-1] in limit.banned(name[:1])
 
 
 def test_sentence_case() -> None:
@@ -307,11 +324,15 @@ def test_long_summaries_are_left_out(summarize: Any, caplog: pytest.LogCaptureFi
     assert "1 of 2 pairs left out" in caplog.text
 
 
-def test_evaluate(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+def test_evaluate(summarize: Any, unseen: list[tuple[str, str]], tmp_path: Path) -> None:
     figures = summarize.evaluate(unseen[:10])
     assert figures["pairs"] == 10
     assert figures["rougeL"] > 90
     assert figures["lead_rougeL"] < 30
+    summarize.evaluate([*unseen[:3], ("Hi", "Hi")], plot=tmp_path / "picture.png")  # of the last one no score is known
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="cannot be written"):
+        summarize.evaluate(unseen[:2], plot=tmp_path / "none" / "picture.png")
     assert {f"{a}rouge{b}" for a in ("", "lead_", "lead_words_", "extract_") for b in "12L"} < set(figures)
 
 

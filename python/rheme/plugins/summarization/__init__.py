@@ -5,6 +5,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,10 +18,12 @@ from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
 from rheme.plugins.summarization.numbers import Digits, FaithfulNumbers, numbers_of
+from rheme.plugins.summarization.picture import draw
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches, readers
 from rheme.text.casing import capitalize, sentence_case, word_forms
+from rheme.text.language import identify
 from rheme.text.tokenizer import Tokenizer
 
 log = logging.getLogger("rheme")
@@ -161,9 +164,9 @@ class Summarization(Task):
         max_words: no longer than that (a Chinese or Japanese character counts as a word). extract: instead of writing, choose
         so many sentences of the document. options: of decoding (num_beams, forbid, require, coverage_penalty, ...).
 
-        A text of a few words is its own summary; of one that is mostly characters unknown to the model the first sentence is
-        returned. `extra` has "read", the offsets of the sentences that were read of a document too long to be read whole, or
-        with extract "sentences", those chosen.
+        A text of a few words is its own summary; of one in another language, or mostly of characters unknown to the model, the
+        first sentence is returned. `extra` has "read", the offsets of the sentences that were read of a document too long to be
+        read whole, or with extract "sentences", those chosen.
         """
         for text in inputs:
             if not isinstance(text, str):
@@ -181,16 +184,18 @@ class Summarization(Task):
             return [self._extracted(text, extract, max_words, settings) for text in inputs]
         documents = [self._document(text, settings) for text in inputs]
         constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self.tokenizer.unwritable)
-        if max_words is not None:
-            constraints = replace(constraints, phrases=WordLimit(max_words, settings.forbid, self.tokenizer))
+        limit = None if max_words is None else WordLimit(max_words, settings.forbid, self.tokenizer)
         faithful = FaithfulNumbers(self.model, Digits(self.tokenizer.surfaces))
         wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))
         jobs = [i for i, document in enumerate(documents) if document.ids]
         found: dict[int, list[decoding.Hypothesis]] = {}
-        for batch in batches.length_batches([len(documents[i].ids) for i in jobs], _BATCH_TOKENS, _BATCH_ROWS):
+        together = _BATCH_ROWS if limit is None else 1  # the limit knows the document
+        for batch in batches.length_batches([len(documents[i].ids) for i in jobs], _BATCH_TOKENS, together):
             source, lengths = batches.pad([documents[jobs[k]].ids for k in batch], self.tokenizer.pad_id)
             state = self.model.start(self.model.encode(source, lengths))
             bos, eos, rows = self.tokenizer.bos_id, self.tokenizer.eos_id, constraints.of_rows([0] * len(batch))
+            if limit is not None:
+                rows = replace(rows, phrases=limit.within(documents[jobs[batch[0]]].ids))
             texts = self.tokenizer.decode([documents[jobs[k]].ids for k in batch])
             numbers = [numbers_of(text) - unwanted | wanted for text in texts]
             answers = decoding.generate(faithful, faithful.start(state, numbers), len(batch), settings, bos, eos, rows)
@@ -204,7 +209,8 @@ class Summarization(Task):
         start = text[: 16 * limit]
         ids = self._pieces([start])[0]
         foreign = sum(self.tokenizer.is_byte(index) for index in ids)
-        if not ids or 2 * foreign > len(ids):
+        language = identify(start) if count_words(start) > 2 * _SHORT else None  # a few words may mislead
+        if not ids or 2 * foreign > len(ids) or language not in (None, *self.config.languages):
             first = next(iter(find_sentences(start, self._pieces)), None)
             return _Document([], first.text if first else text.strip(), foreign=bool(text.strip()))
         domain = 8 * foreign <= len(ids)
@@ -266,18 +272,22 @@ class Summarization(Task):
 
     # Measuring -------------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, examples: Sequence[tuple[str, str]], **options: Any) -> dict[str, float | str]:
+    def evaluate(
+        self, examples: Sequence[tuple[str, str]], plot: str | Path | None = None, **options: Any
+    ) -> dict[str, float | str]:
         """ROUGE-1, 2 and L (F1, words in lower case, no stemming) against the examples' summaries.
 
         Beside it that of the document's first sentence (lead), of its first words, as many as a summary has on average
         (lead_words), and of the one sentence that says most (extract). In Chinese and Japanese characters are the words.
+        plot: a picture file of how good the summaries are, the surest first, beside those.
         """
         documents = [document for document, _ in examples]
         references = [[summary] for _, summary in examples]
         length = round(sum(count_words(summary) for _, summary in examples) / max(len(examples), 1))
         first = [next((s.text for s in find_sentences(text, self._pieces)), "") for text in documents]
+        results = self.answer(documents, **options)
         answers = {
-            "": [result.text for result in self.answer(documents, **options)],
+            "": [result.text for result in results],
             "lead_": first,
             "lead_words_": [cut_words(text, max(length, 1)) for text in documents],
             "extract_": [result.text for result in self.answer(documents, extract=1)],
@@ -287,6 +297,14 @@ class Summarization(Task):
         figures: dict[str, float | str] = {"pairs": len(examples)}
         for prefix, texts in answers.items():
             figures |= {prefix + name: value for name, value in metrics.rouge(texts, references, words).items()}
+        if plot is not None:
+            rouge = {
+                prefix.rstrip("_").replace("_", " ") or "the model": [
+                    metrics.rouge([text], [wanted], words)["rougeL"] for text, wanted in zip(texts, references, strict=True)
+                ]
+                for prefix, texts in answers.items()
+            }
+            draw(plot, [result.score for result in results], rouge)
         return figures
 
 
