@@ -428,3 +428,40 @@ def test_analyze_command(folder: Path, capsys: pytest.CaptureFixture[str], tmp_p
     ):
         assert main(["analyze", "--model", str(folder), *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+# The bundled model -----------------------------------------------------------------------------------------------------------
+
+COMMENTS = {
+    "Thank you so much, you made my day!": ("gratitude", "positive"),
+    "This is the worst service I have ever had.": ("disgust", "negative"),
+    "What time does the shop open?": ("curiosity", "ambiguous"),
+    "I'm so sorry for your loss.": ("sadness", "negative"),
+    "I love this song.": ("love", "positive"),
+    "The meeting is on Tuesday.": ("neutral", "neutral"),
+}
+
+
+@pytest.fixture(scope="module")
+def emotions() -> Any:
+    return rheme.load("semantic-analysis")
+
+
+def test_the_bundled_model_tells_emotions(emotions: Any) -> None:
+    for text, (emotion, sentiment) in COMMENTS.items():
+        result = emotions(text)
+        assert emotion in str(result).split(", "), text
+        assert result.extra["sentiment"]["label"] == sentiment, text
+    assert len(emotions.config.labels) == 28
+
+
+def test_the_bundled_model_has_the_same_bits_everywhere(emotions: Any, restored: None) -> None:
+    texts = [*COMMENTS, *(f"{a} {b}" for a in COMMENTS for b in COMMENTS), "", "😀 " * 300]
+    wanted = [result.to_dict() for result in emotions(texts)]
+    assert wanted == [emotions(text).to_dict() for text in texts]
+    for name in _core.available_isas():
+        if name != "baseline":
+            _core.set_isa(name=name)
+            for threads in (1, 2):
+                _core.set_num_threads(n=threads)
+                assert [result.to_dict() for result in emotions(texts[::-1])[::-1]] == wanted

@@ -4,6 +4,7 @@ What a linear model over TF-IDF sees. An n-gram is known by a 32-bit hash, so th
 needs no strings; an n-gram that was not kept in training counts for nothing.
 """
 
+import functools
 import math
 import re
 import unicodedata
@@ -54,6 +55,7 @@ class Features:
         self.idf = idf
         self.word_ngrams = word_ngrams
         self.char_ngrams = char_ngrams
+        self._by_hash: dict[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.hashes) + 1
@@ -76,12 +78,10 @@ class Features:
                 found[value] = found.get(value, 0) + count
         kept = sorted((hash_ for hash_, count in found.items() if count >= min_count), key=lambda h: (-found[h], h))
         kept = sorted(kept[:max_features])
-        new.hashes = np.array(kept, np.uint32)
-        idf = [math.log((1 + len(texts)) / (1 + found[hash_])) + 1.0 for hash_ in kept]
-        new.idf = np.array([round(_IDF_UNIT * value) for value in idf], np.uint16)
-        return new
+        idf = [round(_IDF_UNIT * (math.log((1 + len(texts)) / (1 + found[hash_])) + 1.0)) for hash_ in kept]
+        return cls(np.array(kept, np.uint32), np.array(idf, np.uint16), word_ngrams, char_ngrams)
 
-    @property
+    @functools.cached_property
     def unseen_idf(self) -> int:
         """The idf of an n-gram that was not kept: that of the rarest."""
         return int(self.idf.max(initial=_IDF_UNIT))
@@ -111,7 +111,7 @@ class Features:
         if self.word_ngrams < 1:
             return
         row = np.repeat(np.arange(len(cut)), [len(words) for words in cut])
-        single = np.array([zlib.crc32(word.encode()) for words in cut for word in words], np.uint32)
+        single = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for words in cut for word in words], np.uint32)
         hashes = single
         yield row, hashes
         for n in range(2, self.word_ngrams + 1):
@@ -172,13 +172,10 @@ class Features:
 
     def rarity(self, words: Sequence[str]) -> list[float]:
         """The idf of single words; of an unknown one that of the rarest n-gram."""
-        hashes = np.array([zlib.crc32(word.encode()) for word in words], np.uint32)
-        if not len(self.hashes) or not len(hashes):
-            return [1.0] * len(words)
-        place = np.searchsorted(self.hashes, hashes)
-        place[place == len(self.hashes)] = 0
-        known = self.hashes[place] == hashes
-        return [float(v) / _IDF_UNIT for v in np.where(known, self.idf[place], self.unseen_idf).tolist()]
+        if self._by_hash is None:
+            self._by_hash = dict(zip(self.hashes.tolist(), self.idf.tolist(), strict=True))
+        unseen = self.unseen_idf
+        return [self._by_hash.get(zlib.crc32(word.encode("utf-8", "surrogatepass")), unseen) / _IDF_UNIT for word in words]
 
     def to_bytes(self) -> bytes:
         stored = _Stored(

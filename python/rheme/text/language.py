@@ -4,6 +4,7 @@ Made for the check that a text is in a model's language, not for a census of lan
 nothing where it sees no evidence.
 """
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -102,6 +103,13 @@ def _shares() -> dict[str, dict[str, float]]:
     return _SHARES
 
 
+@functools.cache
+def _script(char: str) -> str:
+    """The first word of a letter's name: LATIN, CYRILLIC, CJK."""
+    return unicodedata.name(char, "").split(" ")[0]
+
+
+@functools.cache
 def function_words(language: str) -> frozenset[str]:
     """The little words of a language, none for one that is not known."""
     return frozenset(_WORDS.get(language, "").split())
@@ -109,7 +117,7 @@ def function_words(language: str) -> frozenset[str]:
 
 def identify(text: str) -> str | None:
     """The code of the text's language (ISO 639-1), or None where nothing speaks for one."""
-    scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
+    scripts = Counter(map(_script, filter(str.isalpha, text)))
     if not scripts:
         return None
     if scripts["HIRAGANA"] or scripts["KATAKANA"]:
@@ -122,7 +130,7 @@ def identify(text: str) -> str | None:
     for word in tokens(text):
         for language, share in shares.get(word, {}).items():
             score[language] += share  # type: ignore[assignment]
-    for char in text.casefold():
+    for char in text.casefold() if not text.isascii() else "":
         if char in _LETTERS:
             score[_LETTERS[char]] += 0.5  # type: ignore[assignment]
     if not score:

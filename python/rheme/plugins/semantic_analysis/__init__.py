@@ -277,7 +277,7 @@ class SemanticAnalysis(Task):
             wanted = [self._labels_of(example[1]) for example in examples]
             scores = []
             for fitted.at_least_one in (False, True):
-                scores.append(metrics.macro_f1([self._chosen(row) for row in found], wanted))
+                scores.append(metrics.macro_f1([self._decide(row) for row in found.tolist()], wanted))
             fitted.at_least_one = scores[1] > scores[0]
         elif config.out_of_scope:
             outside = [example[1] == config.out_of_scope for example in examples]
@@ -293,7 +293,7 @@ class SemanticAnalysis(Task):
         """Wanted and found labels of labelled texts; of several labels the first wanted and the most probable one count."""
         wanted = [(self._labels_of(example[1]) or ["(none)"])[0] for example in examples]
         rows = self._probabilities(self._logits([example[0] for example in examples]))
-        return metrics.Confusion.count([(self._decide(row) or ["(none)"])[0] for row in rows], wanted)
+        return metrics.Confusion.count([(self._decide(row) or ["(none)"])[0] for row in rows.tolist()], wanted)
 
     def conclude(self, out: Path, examples: Sequence[Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Writes the confusion matrix of the validation examples, and draws it where matplotlib is installed."""
@@ -363,22 +363,21 @@ class SemanticAnalysis(Task):
         """The candidates nearest to one text: (index, similarity)."""
         return self.index(candidates)([text], count)[0] if candidates else []
 
-    def _chosen(self, row: Array) -> list[str]:
-        """The labels of a text with these probabilities, the most probable first (several labels a text)."""
-        labels, fitted = self.config.labels, self.config.calibration
-        order = sorted(range(len(labels)), key=lambda k: (-float(row[k]), k))
-        thresholds = fitted.thresholds or [0.5] * len(labels)
-        found = [labels[k] for k in order if float(row[k]) >= thresholds[k]]
-        return found or ([labels[order[0]]] if fitted.at_least_one else [])
+    def _ranked(self, row: Sequence[float]) -> list[int]:
+        """The labels' places, the most probable first, ties by place."""
+        return sorted(range(len(self.config.labels)), key=row.__getitem__, reverse=True)
 
-    def _decide(self, row: Array) -> list[str]:
+    def _decide(self, row: Sequence[float], ranked: list[int] | None = None) -> list[str]:
         """The labels of a text with these probabilities: several, one, or the one that says it is out of scope."""
-        config = self.config
+        config, labels, fitted = self.config, self.config.labels, self.config.calibration
+        ranked = ranked or self._ranked(row)
         if config.multi_label:
-            return self._chosen(row)
-        if config.out_of_scope and float(row.max()) < config.calibration.scope_threshold:
+            thresholds = fitted.thresholds or [0.5] * len(labels)
+            found = [labels[k] for k in ranked if row[k] >= thresholds[k]]
+            return found or ([labels[ranked[0]]] if fitted.at_least_one else [])
+        if config.out_of_scope and row[ranked[0]] < fitted.scope_threshold:
             return [config.out_of_scope]
-        return [config.labels[int(row.argmax())]]
+        return [labels[ranked[0]]]
 
     def answer(self, inputs: Sequence[str], **options: Any) -> list[Result]:
         """The label of each text, or its labels joined by ", "; ``extra``: labels, the groups, keywords and the language.
@@ -393,17 +392,16 @@ class SemanticAnalysis(Task):
                 "this model was trained on pairs of texts; ask it for similarity(...), neighbours(...) or codes(...)"
             )
         encoded = self.tokenizer.encode(texts, self.config.max_length)
-        rows = self._probabilities(self._run(encoded, self.model.output_size))
+        rows = self._probabilities(self._run(encoded, self.model.output_size)).tolist()
         return [self._result(text, parts, row, settings) for text, parts, row in zip(texts, encoded, rows, strict=True)]
 
-    def _result(self, text: str, parts: Encoded, row: Array, settings: AnalysisOptions) -> Result:
+    def _result(self, text: str, parts: Encoded, row: list[float], settings: AnalysisOptions) -> Result:
         config, labels = self.config, self.config.labels
-        code = language.identify(text)
         if not text.strip():
             return Result("", warnings=("low_confidence",), extra={"labels": {}, "keywords": [], "language": None})
-        order = sorted(range(len(labels)), key=lambda k: (-float(row[k]), k))
-        best = float(row[order[0]])
-        chosen = self._decide(row)
+        code, order = language.identify(text), self._ranked(row)
+        best = row[order[0]]
+        chosen = self._decide(row, order)
         warnings = []
         strange = not len(parts[1][0]) or (code is not None and config.languages and code not in config.languages)
         if strange or (config.out_of_scope and chosen == [config.out_of_scope]):
@@ -414,21 +412,21 @@ class SemanticAnalysis(Task):
             chosen = []
         if not chosen or (not config.multi_label and best < _LOW):
             warnings.append("low_confidence")
-        extra: dict[str, Any] = {"labels": {labels[k]: float(row[k]) for k in order[: max(settings.top_k, len(chosen))]}}
+        extra: dict[str, Any] = {"labels": {labels[k]: row[k] for k in order[: max(settings.top_k, len(chosen))]}}
         if config.groups:
             extra[config.group_name] = self._group(row)
         extra |= {"keywords": self.keywords(text, settings.keywords, code), "language": code}
-        alternatives = tuple(Result(labels[k], float(row[k])) for k in order[1 : settings.top_k])
+        alternatives = tuple(Result(labels[k], row[k]) for k in order[1 : settings.top_k])
         return Result(", ".join(chosen), best, alternatives, tuple(warnings), extra)
 
-    def _group(self, row: Array) -> dict[str, Any]:
+    def _group(self, row: list[float]) -> dict[str, Any]:
         """The most probable group, and the probability of each."""
         config = self.config
         if config.multi_label:
-            values = {name: float(row[len(config.labels) + k]) for k, name in enumerate(config.groups)}
+            values = {name: row[len(config.labels) + k] for k, name in enumerate(config.groups)}
         else:
             place = {label: k for k, label in enumerate(config.labels)}
-            values = {name: math.fsum(float(row[place[label]]) for label in members) for name, members in config.groups.items()}
+            values = {name: math.fsum(row[place[label]] for label in members) for name, members in config.groups.items()}
         best = max(values, key=lambda name: values[name])
         return {"label": best, "score": values[best], "scores": values}
 
@@ -472,7 +470,7 @@ class SemanticAnalysis(Task):
         rows = self._probabilities(self._logits(texts))
         figures: dict[str, float | str] = {"texts": len(examples)}
         if self.config.multi_label:
-            chosen = [self._chosen(row) for row in rows]
+            chosen = [self._decide(row) for row in rows.tolist()]
             figures |= measuring.many_labels(self.config, rows, self._targets(examples), chosen, wanted)
         else:
             labels = self.config.labels
