@@ -7,7 +7,7 @@ on); other: text of another kind, one a line (the last column of a TSV), cut int
 
 Printed, as JSON: how well sentences are reconstructed; nats a word, under the trigram model, of real sentences, of mixtures in
 the middle of their way, of samples and of shuffled words; how many statements the direction from statements to questions turns
-into questions, by a TF-IDF classifier that never sees a question mark, and what they keep of their words; the confidence's AUROC.
+into questions, by a TF-IDF classifier that sees no question mark, and what they keep of their words; the confidence's AUROC.
 """
 
 import argparse
