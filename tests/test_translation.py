@@ -412,3 +412,40 @@ def test_each_text_goes_its_way(bundle: None) -> None:
     assert both.text == french.text
     assert both.score == pytest.approx(english.score * french.score)
     assert set(both.warnings) == {*english.warnings, *french.warnings}
+
+
+# The latent variant ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_code_is_drawn_for_each_alternative() -> None:
+    cls = tasks.get_task("translation")
+    model = SMALL | {"latent_size": 4}
+    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": model}))
+    with nn.init_scope(1):
+        task.setup(PAIRS)
+    task.model.eval()
+    draws = {"do_sample": True, "temperature": 0.0, "num_beams": 1, "num_return_sequences": 4, "max_new_tokens": 8}
+    result = task("The cat is big.", to="fr", **draws)
+    scores = [result.score, *(other.score for other in result.alternatives)]
+    assert len(set(scores)) == 4, "a fresh model writes the same for each, but not as surely"
+    assert _same([result], [task(["A dog.", "The cat is big."], to="fr", **draws)[1]])
+    assert not _same([result], [task("The cat is big.", to="fr", seed=5, **draws)])
+    beam = task("The cat is big.", to="fr", num_beams=2, max_new_tokens=8)
+    assert _same([beam], [task("The cat is big.", to="fr", num_beams=2, max_new_tokens=8, seed=5)]), "its mean has no seed"
+
+
+def test_the_weight_of_the_kl_rises() -> None:
+    cls = tasks.get_task("translation")
+    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": SMALL | {"latent_size": 4, "dropout": 0.0}}))
+    with nn.init_scope(1):
+        task.setup(PAIRS)
+    items = task.encode_all(PAIRS[:4])
+    losses = []
+    for step in (1, 10, 20, 100):
+        task.model.on_step(step, 100)
+        loss, _, info = task.loss(items, 1)
+        losses.append(loss.item())
+    kl = info["kl"] * len(items)
+    assert kl > 0
+    assert losses[1] - losses[0] == pytest.approx(kl * (10 - 1) / 20, rel=1e-3)
+    assert losses[2] == losses[3]

@@ -76,7 +76,7 @@ class PointerGenerator(Seq2Seq):
         target_in: Ids,
         target_out: Ids,
         seed: int = 0,
-        beta: float = 1.0,
+        beta: float | None = None,
     ) -> tuple[Tensor, int, dict[str, float]]:
         """As `Seq2Seq.loss`; info also has `copied`, the mean weight of copying."""
         features, weights, kl = self._features_and_weights(source, source_lengths, target_in, target_out, seed)
@@ -95,7 +95,7 @@ class PointerGenerator(Seq2Seq):
             return total, count, info
         kl = F.sum(kl)
         info |= {"reconstruction": total.item() / max(count, 1), "kl": kl.item() / source.shape[1]}
-        return total + kl * beta, count, info
+        return total + kl * self._kl_weight(beta), count, info
 
     def logits(self, source: Ids, source_lengths: Ids | None, target_in: Ids) -> Array:
         """Teacher-forced log-probabilities F (T, N, V), without dropout; the latent code at the mean of p(z|x)."""

@@ -26,7 +26,8 @@ class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The shape of a `Seq2Seq`.
 
     vocab_size: pieces, shared by source and target. encoder_size: per direction. latent_size: 0 for none.
-    latent_free_bits: nats per latent dimension below which the KL is not pressed down further.
+    latent_free_bits: nats per latent dimension below which the KL is not pressed down further. latent_warmup: share of a
+    training's steps in which the weight of the KL rises from 0 to 1.
     """
 
     vocab_size: int = 8000
@@ -38,6 +39,7 @@ class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     label_smoothing: float = 0.1
     latent_size: int = 0
     latent_free_bits: float = 0.0
+    latent_warmup: float = 0.2
     pad_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
@@ -46,7 +48,7 @@ class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("vocab_size", "embedding_size", "encoder_size", "encoder_layers", "decoder_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "label_smoothing", "latent_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
         if self.latent_size < 0:
@@ -181,6 +183,7 @@ class Seq2Seq(nn.Module):
         self.decoder1 = nn.LSTM(config.embedding_size + latent, hidden)
         self.decoder2 = nn.LSTM(hidden + encoded, hidden)
         self.output = TiedOutput(hidden + encoded, self.embedding)
+        self._beta = 1.0
         if latent:
             self.prior = nn.Linear(encoded, 2 * latent)
             self.posterior = nn.GaussianLatent(2 * encoded, latent)
@@ -189,6 +192,10 @@ class Seq2Seq(nn.Module):
 
     # Training ---------------------------------------------------------------------------------------------------------------
 
+    def on_step(self, step: int, total_steps: int) -> None:
+        """Called by training before each step: sets the weight of the KL."""
+        self._beta = min(1.0, step / max(self.config.latent_warmup * total_steps, 1.0))
+
     def loss(
         self,
         source: Ids,
@@ -196,13 +203,13 @@ class Seq2Seq(nn.Module):
         target_in: Ids,
         target_out: Ids,
         seed: int = 0,
-        beta: float = 1.0,
+        beta: float | None = None,
     ) -> tuple[Tensor, int, dict[str, float]]:
         """Summed cross-entropy (nats) of the targets that are not -1 (plus beta KL with a latent code), their number, and info.
 
         source int64 (S, N), source_lengths (N,) or None; target_in (T, N) begins with bos_id, target_out (T, N) ends with
         eos_id and then -1, which is not counted. In training mode with label smoothing. `seed` draws the latent code's eps;
-        dropout draws from `nn.dropout_scope`.
+        dropout draws from `nn.dropout_scope`. beta: by default what `on_step` set in training mode, else 1.
         """
         smoothing = self.config.label_smoothing if self.training else 0.0
         features, kl = self._features(source, source_lengths, target_in, target_out, seed)
@@ -213,7 +220,10 @@ class Seq2Seq(nn.Module):
             return total, count, {}
         kl = F.sum(kl)
         info = {"reconstruction": total.item() / max(count, 1), "kl": kl.item() / source.shape[1]}
-        return total + kl * beta, count, info
+        return total + kl * self._kl_weight(beta), count, info
+
+    def _kl_weight(self, beta: float | None) -> float:
+        return beta if beta is not None else self._beta if self.training else 1.0
 
     def logits(self, source: Ids, source_lengths: Ids | None, target_in: Ids) -> Array:
         """Teacher-forced logits F (T, N, V), without dropout; the latent code at the mean of p(z|x)."""

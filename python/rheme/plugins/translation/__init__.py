@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import decoding, metrics, storage, tasks
+from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.plugins.translation.checks import confidence, warnings
@@ -38,6 +38,7 @@ _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, s
 _NO_SPACES = ("zh", "ja", "th")  # languages that write no spaces between words
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _SURE = 3.0  # nats by which another language must be likelier than the one expected: one word of a sentence at most
+_LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 
 
@@ -246,7 +247,8 @@ class Translation(Task):
 
         to, from_: language codes; without from_ a bundled model finds the language of each text itself. glossary: terms of the
         source, and what a translation of a text with them must hold. options: of decoding (num_beams, num_return_sequences,
-        forbid, ...); `prefix` and `require` are for a text's first sentence.
+        forbid, ...); `prefix` and `require` are for a text's first sentence. A model with a latent code translates with its
+        mean, or in sampling with a draw of it for each returned sequence (temperature 0: of it alone).
         """
         for text in inputs:
             if not isinstance(text, str):
@@ -391,14 +393,27 @@ class Translation(Task):
             constraints = replace(constraints, prefixes=[prefix if first[i] == j else [] for i, j in jobs])
         tag = self._tags[target]
         lengths = [len(rows[i][j].ids) for i, j in jobs]
-        for batch in batches.length_batches(lengths, _BATCH_TOKENS, _BATCH_ROWS):
+        draws = settings.num_return_sequences if settings.do_sample and self.config.model.latent_size else 1
+        for batch in batches.length_batches(lengths, _BATCH_TOKENS // draws, max(1, _BATCH_ROWS // draws)):
             ids = [[tag, *rows[i][j].ids] for i, j in (jobs[k] for k in batch)]
-            state = self.model.start(self.model.encode(*batches.pad(ids, self.tokenizer.pad_id)))
+            source = batches.pad(ids * draws, self.tokenizer.pad_id)
+            state = self.model.start(self.model.encode(*source, self._draws(len(batch), draws, settings.seed)))
             ends = self.tokenizer.bos_id, self.tokenizer.eos_id
-            answers = decoding.generate(self.model, state, len(batch), settings, *ends, constraints.of_rows(batch))
-            for k, hypotheses in zip(batch, answers, strict=True):
-                found[jobs[k][0]][jobs[k][1]] = hypotheses
+            rows_of, streams = constraints.of_rows(batch * draws), [draw for draw in range(draws) for _ in batch]
+            each = msgspec.structs.replace(settings, num_return_sequences=1) if draws > 1 else settings
+            answers = decoding.generate(self.model, state, len(batch) * draws, each, *ends, rows_of, streams)
+            for row, k in enumerate(batch):
+                mine = [hypothesis for found_ in answers[row :: len(batch)] for hypothesis in found_]
+                found[jobs[k][0]][jobs[k][1]] = sorted(mine, key=lambda h: -h.normalized_score) if draws > 1 else mine
         return found
+
+    def _draws(self, inputs: int, draws: int, seed: int) -> NDArray[Any] | None:
+        """The noise of the latent codes of `draws` rounds of so many inputs, the same one for all of a round; None for none."""
+        size = self.config.model.latent_size
+        if draws == 1 or not size:
+            return None
+        noise = [ops.random_normal(seed, _LATENT_STREAM + draw, 0, (1, size)) for draw in range(draws)]
+        return np.concatenate([np.tile(eps, (inputs, 1)) for eps in noise])
 
     def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses]) -> Result:
         """Put the parts' translations together."""
