@@ -56,7 +56,9 @@ extern "C" __global__ void dropout(int64_t n, const T* x, int64_t threshold, dou
         drawn = at / 4;
         philox_at(seed, stream, uint64_t(drawn), words);
       }
-      y[e] = (words[at % 4] >> 8) >= uint32_t(threshold) ? x[e] * T(scale) : T(0);
+      const int64_t which = at % 4;  // an index would put the words into memory
+      const uint32_t word = which == 0 ? words[0] : which == 1 ? words[1] : which == 2 ? words[2] : words[3];
+      y[e] = (word >> 8) >= uint32_t(threshold) ? x[e] * T(scale) : T(0);
     }
   }
 }

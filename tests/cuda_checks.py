@@ -184,6 +184,69 @@ def sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator) -> No
             np.testing.assert_array_equal(got, want, f"sample {what} {dtype}")
 
 
+def bf16(x: np.ndarray) -> np.ndarray:
+    """x rounded to bfloat16, to the nearest, even among equals."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(x.dtype)
+
+
+def lstm_in_bf16(given: dict[str, Any], grads: dict[str, Any]) -> list[np.ndarray]:
+    """y, h_n, c_n, dh0, dc0 of `lstm_persistent.cu` in float64 but for what it rounds: weights, h and dgates in products."""
+    x, lengths = given["x"], given["lengths"]
+    (T, N, _), R, H = x.shape, len(given["w_ih"]), given["w_hh"][0].shape[1]
+    lengths = np.full(N, T) if lengths is None else lengths
+    y, last = np.zeros((T, N, R * H)), {name: np.zeros((R, N, H)) for name in ("h", "c", "dh", "dc")}
+    for r in range(R):
+        w_ih, w_hh, bias = given["w_ih"][r], bf16(given["w_hh"][r]), given["bias"][r]
+        h, c = (np.zeros((N, H)) if given[name] is None else given[name][r] for name in ("h0", "c0"))
+        order = range(T)[::-1] if r == 1 or given["reverse"] else range(T)
+        saved = []
+        for t in order:
+            live = (t < lengths)[:, None]
+            i, f, g, o = np.split(x[t] @ w_ih.T + bias + bf16(h) @ w_hh.T, 4, axis=1)
+            i, f, g, o = 1 / (1 + np.exp(-i)), 1 / (1 + np.exp(-f)), np.tanh(g), 1 / (1 + np.exp(-o))
+            new = f * c + i * g
+            saved.append((t, live, i, f, g, o, c, new))
+            c, h = np.where(live, new, c), np.where(live, o * np.tanh(new), h)
+            y[t, :, r * H : (r + 1) * H] = np.where(live, h, 0)
+        last["h"][r], last["c"][r] = h, c
+        dh, dc = grads["dh_n"][r], grads["dc_n"][r]
+        for t, live, i, f, g, o, before, after in saved[::-1]:
+            total, tanh = grads["dy"][t, :, r * H : (r + 1) * H] + dh, np.tanh(after)
+            cell = dc + total * o * (1 - tanh**2)
+            gates = np.concatenate(
+                [cell * g * i * (1 - i), cell * before * f * (1 - f), cell * i * (1 - g**2), total * tanh * o * (1 - o)], 1
+            )
+            gates = np.where(live, gates, 0)
+            dc = np.where(live, cell * f, dc)
+            dh = np.where(live, 0, dh) + bf16(gates) @ w_hh
+        last["dh"][r], last["dc"][r] = dh, dc
+    return [y, *last.values()]
+
+
+def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) -> None:
+    """A rounding falls otherwise where float32 and float64 differ at a tie; so nearly all is equal, and all is near."""
+    for t, n, r, reverse, lengths, state in (
+        (5, 11, 2, False, True, True),
+        (3, 8, 1, True, True, False),
+        (1, 1, 1, False, False, True),
+        (4, 9, 1, False, False, False),
+    ):
+        size = rng.integers(0, t + 1, n) if lengths else None
+        given = cast(lstm_arguments(rng, t, n, 6, hidden, r, size, state), "float32") | {"reverse": reverse}
+        grads = {name: rng.normal(size=(r, n, hidden)) for name in ("dh_n", "dc_n")} | {
+            "dy": rng.normal(size=(t, n, r * hidden))
+        }
+        grads = cast(grads, "float32")
+        (y, h, c), (_, dh, dc, *_) = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
+        for got, want in zip((y, h, c, dh, dc), lstm_in_bf16(cast(given, "float64"), cast(grads, "float64")), strict=True):
+            error = np.abs(got - want) / max(1e-3, np.abs(want).max(initial=0))
+            assert error.max(initial=0) < 5e-3
+            assert np.median(error) < 1e-6
+    empty = cast(lstm_arguments(rng, 3, 0, 6, hidden, 1, None, True), "float32")
+    assert _cuda.lstm(**up(empty), packed=None, save=False)[0].shape == (3, 0, hidden)
+
+
 def quantized_has_the_bits_of_the_cpu(rng: np.random.Generator) -> None:
     """int8 sums are exact; of float16 the widening is, its products are cuBLAS'."""
     for m, k, c in ((1, 1, 4), (3, 7, 8), (5, 33, 36), (40, 130, 44), (0, 5, 4)):

@@ -131,6 +131,40 @@ def test_quantized_lstm_has_the_bits_of_the_cpu(rng: np.random.Generator, cupy: 
     checks.quantized_lstm_has_the_bits_of_the_cpu(rng)
 
 
+@pytest.mark.parametrize("hidden", [64, 256, *(pytest.param(h, marks=pytest.mark.slow) for h in (512, 768))])
+@pytest.mark.parametrize("order", ["0", "1"])
+def test_persistent_lstm_is_the_rounded_one(
+    hidden: int, order: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RHEME_CUDA_LSTM", "bf16")
+    with emulated(ORDER=order) as cupy:
+        checks.persistent_lstm_is_the_rounded_one(hidden, rng)
+        assert cupy.counts["launch lstm_persistent"] == cupy.counts["launch lstm_persistent_backward"] + 0 == 4
+        assert not cupy.counts["launch lstm_step"]
+
+
+def test_persistent_lstm_is_chosen_by_the_table(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheme._cuda import persistent
+    from rheme._cuda.persistent import chosen, shape_of
+
+    assert not persistent.TABLE, "measured on a GPU: say on which in benchmarks/RESULTS.md, then change this test"
+    assert [h for h in range(8, 1100, 8) if shape_of(h)] == [32, 64, 96, 128, 192, 256, 384, 512, 640, 768]
+    assert chosen(256, 100, "float32") is None
+    monkeypatch.setitem(persistent.TABLE, ("sm_90", 256), 8)
+    assert chosen(256, 7, "float32") is None
+    assert chosen(256, 8, "float32") == shape_of(256)
+    assert chosen(256, 8, "float64") is None
+    monkeypatch.setenv("RHEME_CUDA_LSTM", "plain")
+    assert chosen(256, 8, "float32") is None
+    monkeypatch.setenv("RHEME_CUDA_LSTM", "bf16")
+    for hidden, dtype in ((100, "float32"), (256, "float64")):
+        with pytest.raises(RhemeError, match="RHEME_CUDA_LSTM=bf16: not for a hidden size of"):
+            chosen(hidden, 8, dtype)
+    monkeypatch.setenv("RHEME_CUDA_LSTM", "fast")
+    with pytest.raises(RhemeError, match="give plain or bf16"):
+        chosen(256, 8, "float32")
+
+
 def test_the_order_of_the_threads_does_not_show() -> None:
     """Whoever reads what another thread writes without waiting for it gets something else when they take turns otherwise."""
     seen = {}

@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...) __attribute__((rheme_bounds(__VA_ARGS__)))
-#define RHEME_CLUSTER(n) __attribute__((rheme_cluster(n)))
+#define RHEME_CLUSTER(n) __attribute__((rheme_cluster((n))))
 #define __shared__ static  // blocks that run alone; those of a cluster use dynamic_shared
 #define __restrict__
 
@@ -54,7 +55,7 @@ struct Fiber {
   bool started = false, done = true;
   Dim thread;
   Block* block = nullptr;
-  unsigned exchanges = 0;
+  unsigned exchanges = 0, arrived = 0;
 };
 
 constexpr size_t kStack = 64 << 10;
@@ -67,6 +68,8 @@ static jmp_buf scheduler;
 static Dim grid_size, block_size;
 static Block blocks[kMostBlocks];
 static Barrier cluster_barrier;
+static unsigned cluster_size;
+static size_t shared_size;
 static Fiber* fibers[kMostFibers];
 static void (*body)(void*);
 static void* body_data;
@@ -186,6 +189,8 @@ static int run(const Launch& launch, F thread_body) {
   const size_t room = (launch.shared + 15) / 16 * 16;
   unsigned char* shared = static_cast<unsigned char*>(aligned_alloc(16, room * launch.cluster + 16));
   int failed = 0;
+  cluster_size = launch.cluster;
+  shared_size = launch.shared;
   for (unsigned long first = 0; first < total && !failed; first += launch.cluster) {
     memset(shared, 0xff, room * launch.cluster);
     for (unsigned b = 0; b < launch.cluster; ++b) {
@@ -250,6 +255,61 @@ static inline U atomicCAS(U* at, U expected, U value) {
   return before;
 }
 static inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)(a)*b >> 64); }
+static inline uint32_t cluster_rank() { return emulated::current->block->rank; }
+static inline void cluster_arrive() { emulated::current->arrived = emulated::arrive_at(emulated::cluster_barrier); }
+static inline void cluster_wait() {
+  while (emulated::cluster_barrier.generation == emulated::current->arrived) emulated::give_way();
+}
+static inline unsigned char* emulated_place(void* here, uint32_t rank, size_t size) {
+  const ptrdiff_t offset = static_cast<unsigned char*>(here) - emulated::current->block->shared;
+  if (rank >= emulated::cluster_size || offset < 0 || size_t(offset) + size > emulated::shared_size) abort();
+  return emulated::blocks[rank].shared + offset;
+}
+template <class W>
+static inline void cluster_store(void* here, uint32_t rank, W w) {
+  memcpy(emulated_place(here, rank, sizeof w), &w, sizeof w);
+}
+static inline void cluster_store(float* here, uint32_t rank, float a, float b) {
+  const float both[2] = {a, b};
+  memcpy(emulated_place(here, rank, sizeof both), both, sizeof both);
+}
+static inline uint32_t bf16_pair(float low, float high) {
+  uint32_t bits[2];
+  memcpy(bits, &low, 4);
+  memcpy(bits + 1, &high, 4);
+  for (uint32_t& x : bits)
+    x = (x & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (x + 0x7fffu + (x >> 16 & 1)) >> 16;  // to nearest, even among equals
+  return bits[0] | bits[1] << 16;
+}
+static inline float emulated_bf16(uint32_t pair, int high) {
+  const uint32_t bits = high ? pair & 0xffff0000u : pair << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+template <class W>
+static inline void mma_bf16(float* c, const W& a, uint32_t b0, uint32_t b1) {
+  struct Pair {
+    uint32_t x[2];
+  };
+  const W* as = emulated::exchange(a);
+  float wide[2][16];  // the rows g and g + 8 of a
+  const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  for (unsigned l = 0; l < 4; ++l) {
+    const W other = emulated::slot(as, 4 * g + l);
+    for (int word = 0; word < 4; ++word)
+      for (int high = 0; high < 2; ++high) wide[word % 2][word / 2 * 8 + 2 * l + high] = emulated_bf16(other.x[word], high);
+  }
+  const Pair* bs = emulated::exchange(Pair{{b0, b1}});
+  for (unsigned column = 0; column < 2; ++column)
+    for (unsigned l = 0; l < 4; ++l) {
+      const Pair other = emulated::slot(bs, 4 * (2 * t + column) + l);
+      for (int word = 0; word < 2; ++word)
+        for (int high = 0; high < 2; ++high)
+          for (int row = 0; row < 2; ++row)
+            c[2 * row + column] += wide[row][8 * word + 2 * l + high] * emulated_bf16(other.x[word], high);
+    }
+}
 static inline int __dp4a(int a, int b, int sum) {
   for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int(int8_t(b >> i));
   return sum;

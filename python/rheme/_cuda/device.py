@@ -132,16 +132,16 @@ def source(name: str) -> str:
 
 
 @functools.cache
-def _kernel(name: str, kernel: str, dtype: str) -> Any:
-    module = _module(name, dtype)
+def kernel_of(name: str, kernel: str, dtype: str, defines: tuple[str, ...] = ()) -> Any:
+    module = _module(name, dtype, defines)
     with explained():
         return module.get_function(kernel)
 
 
 @functools.cache
-def _module(name: str, dtype: str) -> Any:
+def _module(name: str, dtype: str, defines: tuple[str, ...]) -> Any:
     """A kernel file, compiled for one floating type. The first time on a machine takes a second, and says so."""
-    options = (*OPTIONS, f"-DRHEME_FLOAT={'double' if dtype == 'float64' else 'float'}")
+    options = (*OPTIONS, f"-DRHEME_FLOAT={'double' if dtype == 'float64' else 'float'}", *defines)
     module = cupy().RawModule(code=source(name), options=options)
     marker = _marker(source(name), options)
     if marker is not None and not marker.exists():
@@ -178,8 +178,12 @@ def launch(
     blocks = grid if isinstance(grid, tuple) else (grid, 1)
     if 0 in blocks:
         return
-    given = tuple(_NULL if a is None else a for a in arguments)
-    _kernel(name, kernel, np.dtype(dtype).name)(blocks, (block,), given, shared_mem=shared)
+    kernel_of(name, kernel, np.dtype(dtype).name)(blocks, (block,), given(arguments), shared_mem=shared)
+
+
+def given(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments as CuPy wants them."""
+    return tuple(_NULL if a is None else a for a in arguments)
 
 
 def each(n: int) -> int:

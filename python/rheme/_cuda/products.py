@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from rheme._cuda import persistent
 from rheme._cuda.device import (
     THREADS,
     Array,
@@ -134,7 +135,11 @@ def lstm(
             left, right = Matrix(h, hidden, stride=batch * hidden), Matrix(recurrent, hidden, True, stride=columns * hidden)
             product(batch, columns, hidden, left, right, at, add=True, batch=directions)
 
-    y, h, c = lstm_steps(add_recurrent, both, gates, cells, (h0, c0), lengths, reverse)
+    shape = persistent.chosen(hidden, time, dtype)
+    if shape is not None:
+        y, h, c = persistent.forward(shape, gates, cells, recurrent, both, (h0, c0), lengths, reverse)
+    else:
+        y, h, c = lstm_steps(add_recurrent, both, gates, cells, (h0, c0), lengths, reverse)
     return y, h, c, gates if save else None, cells
 
 
@@ -197,7 +202,10 @@ def lstm_backward(
     recurrent = _recurrent(w_hh)
     dgates = empty(shape=gates.shape, dtype=dtype)
     dh, dc = _state(dh_n, state, dtype), _state(dc_n, state, dtype)
-    for s in reversed(range(time)):
+    shape = persistent.chosen(hidden, time, dtype)
+    if shape is not None:
+        persistent.backward(shape, dy, gates, cells, recurrent, c0, dgates, dh, dc, lengths, reverse)
+    for s in reversed(range(time if shape is None else 0)):
         launch(
             "lstm", "lstm_step_backward", dtype, each(dh.size), THREADS,
             s, directions, time, batch, hidden, int(reverse), lengths, dy, gates, cells, c0, dgates, dh, dc,

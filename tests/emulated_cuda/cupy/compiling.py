@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -58,8 +59,8 @@ def preprocessed(code: str, options: tuple[str, ...]) -> str:
     return run.stdout
 
 
-_SIGNATURE = re.compile(r'extern "C"\s+((?:__attribute__\s*\(\(\w+\([^)]*\)\)\)\s*)*)void\s+(\w+)\s*\(([^)]*)\)\s*\{')
-ATTRIBUTE = re.compile(r"rheme_(\w+)\(([^)]*)\)")
+_SIGNATURE = re.compile(r'extern "C"\s+void\s+((?:__attribute__\s*\(\(\w+\(.*?\)\)\)\s*)*)(\w+)\s*\(([^)]*)\)\s*\{')
+ATTRIBUTE = re.compile(r"rheme_(\w+)\(\(?([^()]*)\)")
 
 
 @functools.cache
@@ -68,8 +69,10 @@ def library(code: str, options: tuple[str, ...]) -> tuple[Any, dict[str, dict[st
     text, kernels, launchers = preprocessed(code, options), {}, []
     for attributes, name, parameters in _SIGNATURE.findall(text):
         types = [" ".join(part.split()[:-1]) + ("*" if "*" in part.split()[-1] else "") for part in parameters.split(",")]
-        facts = {kind: [int(n) for n in value.split(",")] for kind, value in ATTRIBUTE.findall(attributes)}
-        kernels[name] = {"types": types, "cluster": facts.get("cluster", [1])[0], "bounds": facts.get("bounds", [1024])[0]}
+        facts = {"bounds": "1024", "cluster": "1"} | dict(ATTRIBUTE.findall(attributes))
+        kernels[name] = {"types": types}
+        for kind in ("bounds", "cluster"):  # constants of the text: the compiler knows their values
+            launchers.append(f'extern "C" unsigned {kind}_{name}() {{ return {facts[kind].split(",")[0]}; }}')
         arguments = ", ".join(f"*static_cast<__typeof__({kind})*>(a[{i}])" for i, kind in enumerate(types))
         launchers.append(
             f'extern "C" int launch_{name}(const emulated::Launch* l, void** a) {{ '
@@ -102,8 +105,10 @@ class Kernel:
         binary, kernels = library
         if name not in kernels:
             raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
-        self.name, self.facts, self.function = name, kernels[name], getattr(binary, f"launch_{name}")
-        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.name, self.function = name, getattr(binary, f"launch_{name}")
+        self.facts = kernels[name] | {kind: getattr(binary, f"{kind}_{name}")() for kind in ("bounds", "cluster")}
+        self.max_dynamic_shared_size_bytes, self.most_blocks = 48 << 10, 8
+        self.kernel = SimpleNamespace(ptr=self)  # as a RawKernel has it
 
     def __call__(self, grid: Any, block: Any, arguments: Any, *, shared_mem: int = 0) -> None:
         types, cluster = self.facts["types"], self.facts["cluster"]
@@ -114,7 +119,9 @@ class Kernel:
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: grid {grid}, block {block}")
         if any(n > 65535 for n in grid[1:]) or grid[0] > 2**31 - 1:
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: grid {grid}")
-        if shared_mem > self.max_dynamic_shared_size_bytes:
+        if cluster > self.most_blocks:
+            raise RuntimeError(f"CUDA_ERROR_INVALID_CLUSTER_SIZE: {self.name}: {cluster} blocks")
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 << 10):
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: {shared_mem} bytes of shared memory")
         held, blocks = [], []
         for position, (kind, argument) in enumerate(zip(types, arguments, strict=True)):

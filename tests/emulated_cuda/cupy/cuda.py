@@ -140,3 +140,11 @@ runtime = SimpleNamespace(
 )
 device = SimpleNamespace(get_cublas_handle=lambda: 1)
 sys.modules.setdefault("cupy.cuda.memory", memory)
+
+
+def _set_attribute(function: Any, attribute: int, value: int) -> None:
+    assert (attribute, value) == (14, 1)  # clusters of more than 8 blocks
+    function.most_blocks = 16
+
+
+driver = SimpleNamespace(funcSetAttribute=_set_attribute)
