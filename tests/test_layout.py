@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantization": LAYERS | {"storage"},
     "tasks": ARRAYS | {"storage", "text", "nn", "autograd", "quantization"},
     "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "calibration", "latent", "doctor"},
-    "cli": {"conformance", "tasks", "training", "storage", "text", "ops", "latent", "doctor", "_core"},
+    "cli": {"conformance", "tasks", "training", "storage", "text", "ops", "latent", "doctor", "_core", "_cuda"},
     "__init__": {"tasks", "training", "storage", "nn", "ops", "optim", "functional", "autograd", "models", "decoding", "_core"},
     "__main__": {"cli"},
 }

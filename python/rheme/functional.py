@@ -69,7 +69,13 @@ def _optional(value: Any, like: Tensor | None = None) -> Tensor | None:
 
 def _beside(value: Any, other: Tensor) -> Tensor:
     """value as a tensor on the device of `other`, a weight or another operand."""
-    return as_tensor(value) if isinstance(value, Tensor) or other.packed is not None else as_tensor(value, other)
+    if other.packed is not None:
+        return as_tensor(value)
+    if isinstance(value, Tensor):
+        if value.requires_grad or ops.on_gpu(value.data) == ops.on_gpu(other.data):
+            return value
+        value = value.data
+    return as_tensor(value, other)
 
 
 def _data(tensor: Tensor | None) -> Array | None:

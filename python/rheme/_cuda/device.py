@@ -151,7 +151,7 @@ def _module(name: str, dtype: str, defines: tuple[str, ...]) -> Any:
     if marker is not None:
         with contextlib.suppress(OSError):
             marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+            marker.write_text(f"{name} {dtype} {isa()}\n")
     compiled.append(f"{name} ({dtype})")
     return module
 
@@ -164,8 +164,18 @@ def _marker(text: str, options: Sequence[str]) -> Path | None:
     if os.environ.get("CUPY_CACHE_IN_MEMORY", "0") not in ("", "0"):
         return None
     key = hashlib.sha256("\0".join((text, *options, isa(), cupy().__version__)).encode()).hexdigest()
-    cache = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    return cache / f"rheme-{key[:32]}"
+    return cache() / f"rheme-{key[:32]}"
+
+
+def cache() -> Path:
+    """CuPy's folder of compiled kernels."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+
+
+def kept() -> list[str]:
+    """What stands compiled in CuPy's cache for this device, by file and type."""
+    found = [path.read_text().split() for path in cache().glob("rheme-*") if path.is_file()]
+    return sorted({f"{words[0]} ({words[1]})" for words in found if words[2:] == [isa()]})
 
 
 def launch(
@@ -368,6 +378,7 @@ def build_info() -> dict[str, str]:
         "cuda": _version(module.cuda.runtime.runtimeGetVersion()),
         "driver": _version(module.cuda.runtime.driverGetVersion()),
         "compiled": ", ".join(compiled) or "nothing yet",
+        "kept": ", ".join(kept()) or "nothing yet",
     }
 
 

@@ -202,10 +202,10 @@ def lstm_backward(
     recurrent = _recurrent(w_hh)
     dgates = empty(shape=gates.shape, dtype=dtype)
     dh, dc = _state(dh_n, state, dtype), _state(dc_n, state, dtype)
-    shape = persistent.chosen(hidden, time, dtype)
-    if shape is not None:
-        persistent.backward(shape, dy, gates, cells, recurrent, c0, dgates, dh, dc, lengths, reverse)
-    for s in reversed(range(time if shape is None else 0)):
+    cut = persistent.chosen(hidden, time, dtype)
+    if cut is not None:
+        persistent.backward(cut, dy, gates, cells, recurrent, c0, dgates, dh, dc, lengths, reverse)
+    for s in reversed(range(time if cut is None else 0)):
         launch(
             "lstm", "lstm_step_backward", dtype, each(dh.size), THREADS,
             s, directions, time, batch, hidden, int(reverse), lengths, dy, gates, cells, c0, dgates, dh, dc,

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from rheme.errors import RhemeError
+
 
 @click.command("tasks")
 @click.option("--check", is_flag=True, help="Import each plugin and say whether it works.")
@@ -67,8 +69,7 @@ def info() -> dict[str, Any]:
         "isas available": list(_core.available_isas()),
         "int8 products": _core.int8_instruction(),
         "threads": f"{_core.num_threads()} ({_why_threads()})",
-        "device": _device(),
-    }
+    } | _device()
     facts |= {f"core {name}": value for name, value in _core.build_info().items()}
     facts["bundled models"] = list(tasks.bundled()) or ["none"]
     return facts
@@ -98,14 +99,19 @@ def _cgroup_quota() -> float | None:
         return None
 
 
-def _device() -> str:
-    """The GPU, if CuPy finds one; asking for it costs a second, so only `rheme info` does."""
+def _device() -> dict[str, str]:
+    """The GPU, if there is one that CuPy can use; asking for it costs a second, so only `rheme info` does."""
     if importlib.util.find_spec("cupy") is None:
-        return "cpu (CuPy is not installed: pip install 'rheme[cuda12]' or 'rheme[cuda13]')"
-    try:
-        cupy: Any = importlib.import_module("cupy")
+        return {"device": "cpu (CuPy is not installed: pip install 'rheme[cuda12]' or 'rheme[cuda13]')"}
+    from rheme import _cuda
 
-        properties = cupy.cuda.runtime.getDeviceProperties(0)
-        return f"cuda: {properties['name'].decode()}, CuPy {cupy.__version__}"
-    except Exception as error:  # no driver, no GPU, a broken installation: all of them mean the CPU
-        return f"cpu (CuPy finds no GPU: {' '.join(str(error).split())})"
+    try:
+        told = _cuda.build_info()
+    except RhemeError as error:
+        return {"device": f"cpu ({error})"}
+    return {
+        "device": f"cuda: {told['device']}",
+        "device memory": told["memory"],
+        "cupy": f"{told['cupy']} (CUDA {told['cuda']}, driver {told['driver']})",
+        "cuda kernels": f"compiled at first use; compiled here before: {told['kept']}",
+    }
