@@ -26,7 +26,7 @@ from test_stubs import STUB, stub_functions
 CPP = Path(__file__).parents[1] / "cpp"
 
 # Of `_cuda` alone.
-BEYOND = {"upload", "from_dlpack"}
+BEYOND = {"upload", "from_dlpack", "Captured"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -134,6 +134,8 @@ def test_decoding_gives_the_cpus_texts(cupy: Any) -> None:
                 found = decoding.generate(model, state, 4, options, 1, 2, constraints, streams=range(4))
                 texts.append([[hypothesis.ids for hypothesis in one] for one in found])
             assert texts[0] == texts[1], f"{name} {options}"
+            assert cupy.counts["graph"], "no step was recorded as a graph"
+            cupy.counts.clear()
 
 
 def test_a_step_of_decoding_brings_ids_and_their_scores(cupy: Any) -> None:
@@ -241,7 +243,7 @@ def test_the_command_line_on_the_device(tmp_path: Path) -> None:
     data.write_text("".join(f"{line}\t{line.upper()} {i}\n" for i, line in enumerate(lines)))
     sizes = {"embedding_size": 4, "encoder_size": 4, "decoder_size": 5}
     chosen = [f"--set=task.model.{name}={value}" for name, value in sizes.items()]
-    chosen += ["--set=task.vocab_size=300", "--set=train.max_steps=3", "--set=train.batch_tokens=60", "--valid-share=0.2"]
+    chosen += ["--set=task.vocab_size=320", "--set=train.max_steps=3", "--set=train.batch_tokens=60", "--valid-share=0.2"]
     chosen += ["--set=train.evaluate=false", "--from=en", "--to=fr", "--device=cuda"]
     done = rheme("train", "translation", "--train", str(data), "--out", str(model), *chosen)
     assert done.returncode == 0, done.stderr

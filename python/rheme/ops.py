@@ -62,6 +62,11 @@ def check_device(device: str) -> None:
         _cuda().isa()
 
 
+def captured(model: Any, like: Array) -> Any:
+    """The model, its `step` recorded as CUDA graphs where it says `capturable` and `like`, a weight, is on a GPU."""
+    return _cuda().Captured(model.step) if on_gpu(like) and getattr(model, "capturable", False) else model
+
+
 def to_device(array: Array, device: str) -> Array:
     """The array on "cpu" or "cuda" (the current device). RhemeError says what is missing for a GPU."""
     if device == "cpu":

@@ -55,6 +55,8 @@ def generate(
                 for row, hypotheses in zip(rows, found, strict=True):
                     answers[row] = hypotheses
         return answers
+    if getattr(model, "capturable", False):
+        model = ops.captured(model, next(model.parameters()).data)  # type: ignore[attr-defined]
     limits = [options.max_new_tokens] * batch_size
     if constraints.max_new_tokens is not None:
         limits = [min(options.max_new_tokens, int(n)) for n in constraints.max_new_tokens]

@@ -61,6 +61,8 @@ class PointerGenerator(Seq2Seq):
 
     config: PointerGeneratorConfig
 
+    capturable = False  # its source ids are the host's
+
     def __init__(self, config: PointerGeneratorConfig) -> None:
         super().__init__(config)
         encoded = 2 * config.encoder_size

@@ -123,6 +123,8 @@ class TextVAEState:
 class TextVAE(nn.Module):
     """Sentences to codes and back. Ids are int64 (T, N), time-major."""
 
+    capturable = True  # `step` works with arrays of the device alone: see ops.captured
+
     def __init__(self, config: TextVAEConfig) -> None:
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)

@@ -132,14 +132,16 @@ class ndarray:  # noqa: N801
 
     def astype(self, dtype: Any) -> "ndarray":
         out = empty(self.shape, dtype)
-        cuda.do(lambda: numpy.copyto(out._host, self._host, casting="unsafe"))
+        to, host = out._host, self._host
+        cuda.do(lambda: numpy.copyto(to, host, casting="unsafe"))
         return out
 
     def copy(self) -> "ndarray":
         return self.astype(self.dtype)
 
     def fill(self, value: Any) -> None:
-        cuda.do(lambda: self._host.fill(value))
+        host = self._host
+        cuda.do(lambda: host.fill(value))
 
     def _index(self, index: Any) -> Any:
         parts = index if isinstance(index, tuple) else (index,)
@@ -162,23 +164,26 @@ class ndarray:  # noqa: N801
         if not advanced:
             view = self._host[(*plain, Ellipsis)] if Ellipsis not in plain else self._host[plain]
             return self._view(view)
-        out = empty(self._host[plain].shape, self.dtype)
-        cuda.do(lambda: out._host.__setitem__(Ellipsis, self._host[plain]))
+        host = self._host
+        out = empty(host[plain].shape, self.dtype)
+        to = out._host
+        cuda.do(lambda: to.__setitem__(Ellipsis, host[plain]))
         return out
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, ndarray) and index.dtype == bool and not isinstance(value, ndarray):
-            mask = index._host
-            cuda.do(lambda: self._host.__setitem__(mask, value))
+            mask, host = index._host, self._host
+            cuda.do(lambda: host.__setitem__(mask, value))
             return
-        plain, given = self._index(index), _operand(value, "__setitem__")
-        cuda.do(lambda: self._host.__setitem__(plain, given))
+        plain, given, host = self._index(index), _operand(value, "__setitem__"), self._host
+        cuda.do(lambda: host.__setitem__(plain, given))
 
     # Comparisons
     def _compare(self, name: str, other: Any) -> "ndarray":
         given = _operand(other, name)
         out = empty(numpy.broadcast_shapes(self.shape, numpy.shape(given)), bool)
-        cuda.do(lambda: out._host.__setitem__(Ellipsis, getattr(numpy, name)(self._host, given)))
+        to, host = out._host, self._host
+        cuda.do(lambda: to.__setitem__(Ellipsis, getattr(numpy, name)(host, given)))
         return out
 
     def __eq__(self, other: Any) -> Any:
@@ -225,7 +230,8 @@ def _new(like: Any, compute: Any = None) -> ndarray:
     """A new array of the device with what compute gives, of the shape and dtype of `like`."""
     like = numpy.asarray(like)
     out = empty(like.shape, like.dtype)
-    cuda.do(lambda: out._host.__setitem__(Ellipsis, like if compute is None else compute()))
+    to = out._host
+    cuda.do(lambda: to.__setitem__(Ellipsis, like if compute is None else compute()))
     return out
 
 
@@ -254,7 +260,8 @@ def from_dlpack(value: Any) -> ndarray:
 
 
 def argsort(array: ndarray) -> ndarray:
-    return _new(numpy.empty(array.shape, numpy.int64), lambda: numpy.argsort(array._host, kind="stable"))
+    host = array._host
+    return _new(numpy.empty(array.shape, numpy.int64), lambda: numpy.argsort(host, kind="stable"))
 
 
 def get_default_memory_pool() -> Any:

@@ -127,7 +127,7 @@ class Kernel:
         for position, (kind, argument) in enumerate(zip(types, arguments, strict=True)):
             value, owner = self._argument(position, kind, argument)
             held.append(value)
-            if owner is not None:
+            if owner is not None and cuda.capturing is None:  # a graph holds addresses, not arrays
                 blocks.append(owner)
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
         order = int(os.environ.get("RHEME_EMULATED_ORDER", "0"))

@@ -52,9 +52,10 @@ class Block:
             raw = numpy.empty(self.room + 2 * GUARD + 256, numpy.uint8)
             start = -raw.ctypes.data % 256
             self.memory = raw[start : start + self.room + 2 * GUARD]
+        # What a graph's arrays leave, its other arrays get: then neither fill nor guard would stand.
+        self.guards = (self.memory[:GUARD], self.memory[GUARD + size :]) if cuda.capturing is None else ()
         if cuda.capturing is None:
             self.memory[...] = 0xFF
-        self.guards = (self.memory[:GUARD], self.memory[GUARD + size :])
         for guard in self.guards:
             guard[...] = 0xA5
         self.bytes = self.memory[GUARD : GUARD + size]
