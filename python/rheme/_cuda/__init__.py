@@ -1,6 +1,7 @@
 """The CuPy twin of `_core`: the same functions with the same keywords, on arrays of a CUDA device. The contract is _core.pyi.
 
-Importing this imports no CuPy and needs no GPU. Beyond the contract: `upload` and `from_dlpack` bring arrays in, `Captured` makes a step of decoding one graph.
+Importing this imports no CuPy and needs no GPU. Beyond the contract: `upload` and `from_dlpack` bring arrays in, `Captured`
+makes a step of decoding one graph.
 
 What differs from the CPU: dense products are cuBLAS', so floating sums come in another order, the same in every run on one kind
 of device; sampling draws the same ids from the same logits. Ids are checked by the kernels: one out of range gives a row of
