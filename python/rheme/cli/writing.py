@@ -191,5 +191,8 @@ def generate_command(
     options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature)
     options |= {name: list(texts) for name, texts in (("forbid", forbid), ("require", require)) if texts}
     task = open_task("generation", model, threads, device)
-    for result in task.generate(count, seed=seed, prompt=prompt, like=like, **options):
+    results = task.generate(count, seed=seed, prompt=prompt, like=like, **options)
+    for result in results:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else result.text)
+    if like is not None and not as_json and any("out_of_domain" in result.warnings for result in results):
+        click.echo("rheme: warning: out_of_domain: the model never saw a text like this one", err=True)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -303,24 +303,27 @@ class Generation(Task):
         distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins. options: of decoding,
         such as forbid and require. Without ``like``, temperature is the decoder's: 0 (the default) takes the most probable
         piece at each step, so that only z makes a difference; a model without a code samples at 1 by default. Fewer come back
-        when the model has no more to say.
+        when the model has no more to say. Those like a text that the model finds odd (see ``confidence``) carry the warning
+        out_of_domain.
         """
         if count < 1:
             raise InputError(f"n = {count}: must be at least 1")
         around, decoder_temperature = None, temperature
+        odd: tuple[str, ...] = ()
         results: dict[str, Result] = {}
         if like is not None:
             self.require_code("writing sentences like a given one")
             around, decoder_temperature = self._around(like, 1.0 if temperature is None else temperature), 0.0
             results[" ".join(like.split())] = Result(like)  # itself is not one of them
             count += 1
+            odd = self.confidence([like])[0].warnings if self.config.calibration else ()
         settings = self._settings(seed, decoder_temperature, options)
         if prompt and prompt.strip():
             settings = msgspec.structs.replace(settings, prefix=prompt)
         for first in range(0, _MOST_DRAWS * count + _AT_ONCE, _AT_ONCE):
             for result in self._draws(first, _AT_ONCE, settings, around):
                 if result.text:
-                    results.setdefault(result.text, result)
+                    results.setdefault(result.text, replace(result, warnings=(*odd, *result.warnings)))
                 if len(results) == count:
                     return list(results.values())[like is not None :]
         return list(results.values())[like is not None :]
