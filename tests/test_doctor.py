@@ -67,7 +67,8 @@ def test_no_false_alarm() -> None:
 # In a training ---------------------------------------------------------------------------------------------------------------
 
 NOUNS, VERBS = "cat dog cow fish boy girl bird king".split(), "sees takes likes hears finds wants".split()
-MODEL = {"embedding_size": 16, "encoder_size": 16, "decoder_size": 24, "latent_size": 4, "dropout": 0.0}
+MODEL: dict[str, float] = {"embedding_size": 16, "encoder_size": 16, "decoder_size": 24, "latent_size": 4, "dropout": 0.0}
+MODEL["posterior_deviation"] = 0.0
 TRAINING = {"max_steps": 60, "batch_tokens": 300, "warmup_steps": 5, "learning_rate": 1e-2, "valid_every_steps": 20}
 TRAINING |= {"patience": 0, "save_dtype": "float32"}
 

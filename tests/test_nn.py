@@ -401,7 +401,8 @@ def test_batch_norm(rng: np.random.Generator) -> None:
     norm.bias.data[...] = [0.5, 0.0, -1.0]
     batches = [rng.standard_normal((40, 3)).astype(np.float32) * [3.0, 1.0, 0.1] + [5.0, 0.0, -2.0] for _ in range(300)]
     batches = [batch.astype(np.float32) for batch in batches]
-    y = norm(batches[0]).numpy()
+    np.testing.assert_allclose(norm.eval()(batches[0]).numpy(), 0.6 * batches[0] + norm.bias.data, rtol=1e-6), "nothing seen"
+    y = norm.train()(batches[0]).numpy()
     np.testing.assert_allclose(y.mean(axis=0), norm.bias.data, atol=1e-6)
     np.testing.assert_allclose(y.std(axis=0), 0.6, rtol=1e-3)
     for batch in batches:

@@ -360,8 +360,9 @@ class BatchNorm(Module):
             off = F.sub(x, mean)
             variance = F.mean(F.mul(off, off), axis=0)
             self._seen = mean.data, variance.data
+        elif not (weight := self.running_weight.item()):  # nothing seen yet
+            return F.add(F.mul(x, self.deviation), self.bias)
         else:
-            weight = self.running_weight.item() or 1.0
             off = F.sub(x, F.div(self.running_mean.detach(), weight))
             variance = F.div(self.running_variance.detach(), weight)
         scale = F.mul(F.exp(F.mul(F.log(F.add(variance, self.epsilon)), -0.5)), self.deviation)

@@ -59,7 +59,7 @@ class TextVAEConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     free_bits: float = 0.0
     free_bits_over: Literal["sample", "batch"] = "sample"
     pretraining_share: float = 0.0
-    posterior_deviation: float = 0.0
+    posterior_deviation: float = 0.6
     aggressive_steps: int = 0
     aggressive_share: float = 0.25
     pad_id: int = 0
