@@ -91,17 +91,3 @@ extern "C" __global__ void quantized_product(int64_t m, int64_t c, int64_t words
     *out = fmaf(float(sum[e]), x_scale[row] * w_scale[column], start);
   }
 }
-
-// Chains of dot products, for the peak: 16 to an iteration.
-extern "C" __global__ void dot_chain(int64_t iterations, int64_t seed, int32_t* y) {
-  int32_t a[8];
-  for (int j = 0; j < 8; ++j) a[j] = int32_t(seed) + j;
-  for (int64_t i = 0; i < iterations; ++i)
-    for (int j = 0; j < 8; ++j) {
-      a[j] = __dp4a(a[j], 0x01020304, a[j]);
-      a[j] = __dp4a(a[j], 0x01020304, a[j]);
-    }
-  int32_t sum = 0;
-  for (int j = 0; j < 8; ++j) sum += a[j];
-  y[int64_t(blockIdx.x) * blockDim.x + threadIdx.x] = sum;
-}

@@ -1,10 +1,8 @@
-"""The GPU backend without a GPU: its names, its kernels compiled as C++ and run on an emulated device, its Python path.
+"""The GPU backend without a GPU: its kernels compiled as C++ and run on an emulated device, its Python path.
 
 `emulated_cuda/` says how. What needs a real device is in test_gpu.py; how the kernels compile is in test_nvrtc.py.
 """
 
-import ast
-import inspect
 import shutil
 import subprocess
 import sys
@@ -21,12 +19,8 @@ from op_cases import CASES
 from rheme import _cuda
 from rheme.errors import RhemeError
 from test_ops import ALL, array_arguments, border_cases
-from test_stubs import STUB, stub_functions
 
 CPP = Path(__file__).parents[1] / "cpp"
-
-# Of `_cuda` alone.
-BEYOND = {"upload", "from_dlpack", "Captured"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,24 +35,7 @@ def cupy() -> Iterator[Any]:
         yield module
 
 
-# Names ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_every_function_of_the_contract_with_the_same_keywords() -> None:
-    stub = stub_functions()
-    wrong = {}
-    for name, keywords in stub.items():
-        function = getattr(_cuda, name, None)
-        if function is None:
-            wrong[name] = "missing"
-            continue
-        parameters = inspect.signature(function).parameters.values()
-        given = [p.name + "?" * str(p.annotation).endswith("None") for p in parameters]
-        if given != keywords or any(p.kind is not p.KEYWORD_ONLY or p.default is not p.empty for p in parameters):
-            wrong[name] = f"{given}, wanted {keywords}"
-    assert not wrong
-    classes = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)}
-    assert set(_cuda.__all__) - BEYOND == set(stub) | classes
+# The package ------------------------------------------------------------------------------------------------------------------
 
 
 def test_importing_it_imports_no_cupy() -> None:

@@ -1,4 +1,4 @@
-"""One name per op, and one list of keywords, in `_core.pyi`, the compiled core, `rheme.ops` and `reference.py`."""
+"""One name per op, and one list of keywords, in `_core.pyi`, the compiled core, `_cuda`, `rheme.ops` and `reference.py`."""
 
 import ast
 import inspect
@@ -130,3 +130,26 @@ def test_functional_has_every_differentiable_op_under_its_name(stub: dict[str, l
 
     methods = {"add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__", "neg": "__neg__"}
     assert not {name for name in OPERATORS if not hasattr(Tensor, methods.get(name, name))}
+
+
+# Of `_cuda` alone: what brings arrays in, and graphs.
+BEYOND = {"upload", "from_dlpack", "Captured"}
+
+
+def test_cuda_has_every_function_with_the_same_keywords(stub: dict[str, list[str]]) -> None:
+    """Without a GPU, and without CuPy: the module needs neither to be imported."""
+    from rheme import _cuda
+
+    wrong = {}
+    for name, keywords in stub.items():
+        function = getattr(_cuda, name, None)
+        if function is None:
+            wrong[name] = "missing"
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        given = [p.name + "?" * str(p.annotation).endswith("None") for p in parameters]
+        if given != keywords or any(p.kind is not p.KEYWORD_ONLY or p.default is not p.empty for p in parameters):
+            wrong[name] = f"{given}, wanted {keywords}"
+    assert not wrong
+    classes = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)}
+    assert set(_cuda.__all__) - BEYOND == set(stub) | classes

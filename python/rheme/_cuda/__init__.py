@@ -71,7 +71,6 @@ from rheme._cuda.products import (
 from rheme._cuda.quantized import (
     Quantized,
     int8_instruction,
-    int8_peak,
     pack_quantized,
     quantized_embedding,
     quantized_linear,
@@ -115,7 +114,6 @@ __all__ = [
     "gaussian_kl_backward",
     "global_norm",
     "int8_instruction",
-    "int8_peak",
     "isa",
     "layer_norm",
     "layer_norm_backward",

@@ -12,7 +12,7 @@ from rheme._cuda.device import Array, cupy, empty, explained, given, isa, kernel
 from rheme.errors import RhemeError
 
 # (architecture, hidden size) -> the least number of steps from which the persistent version is ahead there. Filled by
-# benchmarks/peers/cuda_lstm.py on the GPU at hand; empty: nothing has been measured.
+# benchmarks/peers/cuda.py --calibrate on the GPU at hand; empty: nothing has been measured.
 TABLE: dict[tuple[str, int], int] = {}
 
 _ROWS = 8  # of the batch to a cluster

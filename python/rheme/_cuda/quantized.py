@@ -13,7 +13,6 @@ from rheme._cuda.device import (
     fault,
     floating,
     launch,
-    num_threads,
     refuse,
     row_threads,
 )
@@ -44,20 +43,6 @@ class Quantized:
 
 def int8_instruction() -> str:
     return "dp4a"
-
-
-def int8_peak(*, iterations: int) -> float:
-    """Operations a second / 1e9 of int8 dot products, of a grid that fills the device."""
-    module, blocks = cupy(), 8 * num_threads()
-    y = empty(shape=(blocks * THREADS,), dtype="int32")
-    start, stop = module.cuda.Event(), module.cuda.Event()
-    launch("quantized", "dot_chain", "float32", blocks, THREADS, 1, 1, y)
-    start.record()
-    launch("quantized", "dot_chain", "float32", blocks, THREADS, iterations, 1, y)
-    stop.record()
-    stop.synchronize()
-    seconds = module.cuda.get_elapsed_time(start, stop) / 1e3
-    return 8e-9 * 16 * iterations * blocks * THREADS / max(seconds, 1e-9)
 
 
 def pack_quantized(*, weight: Array, scale: Array | None, gates: bool) -> Quantized:
