@@ -164,12 +164,22 @@ RHEME_FN uint64_t whole_at_least(double x) {
   return double(n) < x ? n + 1 : n;
 }
 
+// The row, in the block's own memory where it fits there (staged): then it is read once, however often it is gone through.
+RHEME_FN const T* row_of(const T* all, int64_t v, int64_t staged) {
+  const T* from = all + int64_t(blockIdx.x) * v;
+  if (!staged) return from;
+  T* own = dynamic_shared<T>();
+  RHEME_SHARE(i, v) own[i] = from[i];
+  __syncthreads();
+  return own;
+}
+
 // logits (N, V), bits (N,) -> ids (N,). least: min_p, rounded up to T.
 extern "C" __global__ void sample(int64_t v, const T* all_logits, const uint64_t* bits, double temperature, int64_t top_k,
-                                  double top_p, double least, int64_t* ids) {
+                                  double top_p, double least, int64_t staged, int64_t* ids) {
   __shared__ uint32_t counts[kBins];
   __shared__ uint64_t weights[kBins];
-  Row row = {all_logits + int64_t(blockIdx.x) * v, v, T(temperature), T(0), T(least), counts, weights};
+  Row row = {row_of(all_logits, v, staged), v, T(temperature), T(0), T(least), counts, weights};
   Bits own = 0;
   RHEME_SHARE(i, v) own = Max::of(own, key_of(row.logits[i]));
   const Bits top = block_reduce<Max>(own, Bits(0));
@@ -222,12 +232,12 @@ extern "C" __global__ void sample(int64_t v, const T* all_logits, const uint64_t
 }
 
 // The k largest in order. keys and positions: (N, P) of scratch, P the least power of two that is at least k.
-extern "C" __global__ void top_k(int64_t v, int64_t k, int64_t p, const T* x, uint64_t* keys, int64_t* positions, T* values,
-                                 int64_t* ids) {
+extern "C" __global__ void top_k(int64_t v, int64_t k, int64_t p, int64_t staged, const T* x, uint64_t* keys,
+                                 int64_t* positions, T* values, int64_t* ids) {
   __shared__ uint32_t counts[kBins];
   __shared__ uint64_t weights[kBins];
   __shared__ unsigned found;
-  Row row = {x + int64_t(blockIdx.x) * v, v, T(1), T(0), T(0), counts, weights};
+  Row row = {row_of(x, v, staged), v, T(1), T(0), T(0), counts, weights};
   keys += int64_t(blockIdx.x) * p;
   positions += int64_t(blockIdx.x) * p;
   Cut cut = {0, v};

@@ -100,6 +100,12 @@ def test_sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator, 
     checks.sampler_draws_what_the_cpu_draws(dtype, rng)
 
 
+def test_sampler_where_a_row_does_not_fit_in_shared_memory(rng: np.random.Generator) -> None:
+    with emulated(SHARED=str(26 << 10)):
+        checks.sampler_draws_what_the_cpu_draws("float32", rng)
+        checks.op_equals_reference("top_k", "float32", rng)
+
+
 def test_quantized_has_the_bits_of_the_cpu(rng: np.random.Generator, cupy: Any) -> None:
     checks.quantized_has_the_bits_of_the_cpu(rng)
 

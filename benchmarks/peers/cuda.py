@@ -1,14 +1,15 @@
 """rheme beside PyTorch on one CUDA device: `python benchmarks/peers/cuda.py [--only lstm,sampling] [--quick] [--calibrate]`.
 
 Needs CuPy and a GPU; PyTorch with CUDA where it is to be compared with (fp32, TF32, bf16 and fp16; cuDNN chooses its way by
-itself, padded and packed). Answers are compared first, to a bound that is the precision's; a way whose answer is off is said so
-and not timed. Then the ways take turns, each timed by the device's own events, and the median counts. The bandwidth of a copy is
-measured in the same run. Results are printed as tables for benchmarks/RESULTS.md and kept as JSON (--out).
+itself, padded and packed). Answers are compared first, to a bound that is the precision's; a way whose answer is off is told
+and not timed. Then the ways take turns, each timed by the device's own events, and the median counts. The bandwidth of a copy
+is measured in the same run. Results are printed as tables for benchmarks/RESULTS.md and kept as JSON (--out).
 
---calibrate: the plain and the persistent LSTM by hidden size and steps, as entries of TABLE in python/rheme/_cuda/persistent.py.
+--calibrate: the plain and the persistent LSTM by hidden size and steps, as the TABLE of python/rheme/_cuda/persistent.py.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -191,7 +192,8 @@ class Bench:
                 got = ops.to_host(_cuda.sample(logits=there, bits=drawn, **given))
                 if not np.array_equal(got, want):
                     print(f"sampling {name}: other tokens than the CPU's", file=sys.stderr)
-                ways: Ways = {"rheme fp32": lambda given=given: _cuda.sample(logits=there, bits=drawn, **given)}
+                arrays = {"logits": there, "bits": drawn}
+                ways: Ways = {"rheme fp32": functools.partial(_cuda.sample, **arrays, **given)}
                 self.run("sampling", f"B {n} V {v} {name}", ways, BOUNDS, bytes_moved=4.0 * n * v)
                 if self.torch is not None:
                     self._torch_sampling(f"B {n} V {v} {name}", logits, options)

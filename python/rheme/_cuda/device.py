@@ -188,7 +188,10 @@ def launch(
     blocks = grid if isinstance(grid, tuple) else (grid, 1)
     if 0 in blocks:
         return
-    kernel_of(name, kernel, np.dtype(dtype).name)(blocks, (block,), given(arguments), shared_mem=shared)
+    function = kernel_of(name, kernel, np.dtype(dtype).name)
+    if shared > 48 << 10:
+        function.max_dynamic_shared_size_bytes = shared
+    function(blocks, (block,), given(arguments), shared_mem=shared)
 
 
 def given(arguments: Sequence[Any]) -> tuple[Any, ...]:
@@ -354,6 +357,12 @@ def set_isa(*, name: str) -> None:
 
 def _properties() -> Any:
     return cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)
+
+
+@functools.cache
+def most_shared() -> int:
+    """Bytes of shared memory that a block can have."""
+    return int(_properties()["sharedMemPerBlockOptin"])
 
 
 def num_threads() -> int:

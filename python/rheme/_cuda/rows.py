@@ -13,6 +13,7 @@ from rheme._cuda.device import (
     fault,
     floating,
     launch,
+    most_shared,
     product,
     refuse,
     row_threads,
@@ -180,11 +181,21 @@ def sample(*, logits: Array, bits: Array, temperature: float, top_k: int, top_p:
     least = kind(min_p)  # not below min_p
     if float(least) < min_p:
         least = np.nextafter(least, kind(2))
+    shared = _staged_bytes(v, logits.itemsize)
     launch(
-        "sample", "sample", dtype, n, THREADS,
-        v, logits, bits, float(temperature), int(top_k), float(top_p), float(least), ids,
+        "sample", "sample", dtype, n, _sampling_threads(v),
+        v, logits, bits, float(temperature), int(top_k), float(top_p), float(least), int(shared > 0), ids, shared=shared,
     )  # fmt: skip
     return ids
+
+
+def _staged_bytes(v: int, itemsize: int) -> int:
+    """Bytes of a row, if a block's shared memory can hold it beside 26 KB of the sampler's own; else 0."""
+    return v * itemsize if v * itemsize <= most_shared() - (26 << 10) else 0
+
+
+def _sampling_threads(v: int) -> int:
+    return 512 if v > 4096 else THREADS
 
 
 def top_k(*, x: Array, k: int) -> tuple[Array, Array]:
@@ -197,7 +208,11 @@ def top_k(*, x: Array, k: int) -> tuple[Array, Array]:
     if n and k:
         room = 1 << (k - 1).bit_length()
         keys, positions = empty(shape=(n, room), dtype="uint64"), empty(shape=(n, room), dtype="int64")
-        launch("sample", "top_k", dtype, n, THREADS, v, k, room, x, keys, positions, values, ids)
+        shared = _staged_bytes(v, x.itemsize)
+        launch(
+            "sample", "top_k", dtype, n, _sampling_threads(v),
+            v, k, room, int(shared > 0), x, keys, positions, values, ids, shared=shared,
+        )  # fmt: skip
     return values, ids
 
 

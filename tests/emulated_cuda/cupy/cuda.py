@@ -132,7 +132,11 @@ def _memory_info() -> tuple[int, int]:
 
 runtime = SimpleNamespace(
     getDeviceCount=_device_count,
-    getDeviceProperties=lambda number: {"name": b"emulated device", "multiProcessorCount": 4},
+    getDeviceProperties=lambda number: {
+        "name": b"emulated device",
+        "multiProcessorCount": 4,
+        "sharedMemPerBlockOptin": int(os.environ.get("RHEME_EMULATED_SHARED", 227 << 10)),
+    },
     memGetInfo=_memory_info,
     runtimeGetVersion=lambda: 13000,
     driverGetVersion=lambda: 13000,
