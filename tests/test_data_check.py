@@ -23,7 +23,7 @@ BAD = [
     GOOD[3],  # 17: twice
     ("Where is the station?", ""),  # 18
     ("Le professeur est heureux près de la gare aujourd'hui.", "The teacher is very happy near the station today."),  # 19
-    ("The station is near the house.", "The station is near the house."),  # 20
+    ("Tom Boston Tokyo Paris", "Tom Boston Tokyo Paris"),  # 20
     ("Привет, где вокзал?", "Bonjour, où est la gare ?"),  # 21
     ("The dog.", "Le chien est grand et le chat est petit, " * 12),  # 22
     ("", "Le chat."),  # 23

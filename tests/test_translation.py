@@ -25,6 +25,7 @@ PAIRS.append(
         "Voix ambiguë d'un cœur qui, au zéphyr, préfère les jattes.",
     )
 )
+PAIRS.append(("It is 12:34, 5/6 or 7.89 - 0.", "Il est 12:34, 5/6 ou 7.89 - 0."))
 SMALL = {"embedding_size": 12, "encoder_size": 8, "decoder_size": 12}
 
 
