@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import rheme
-from rheme import _core, calibration, metrics
+from rheme import _core, calibration, metrics, ops
 from rheme.autograd import gradcheck
 from rheme.cli import main
 from rheme.errors import InputError
 from rheme.models.classifier import ClassifierConfig, TextClassifier, pad_bags, softplus
+from rheme.models.semi_supervised import SemiSupervisedClassifier
 from rheme.tasks import get_task
 from rheme.text import language, readers
 from rheme.text.features import Features, PiecesAndFeatures, tokens
@@ -465,3 +466,66 @@ def test_the_bundled_model_has_the_same_bits_everywhere(emotions: Any, restored:
             for threads in (1, 2):
                 _core.set_num_threads(n=threads)
                 assert [result.to_dict() for result in emotions(texts[::-1])[::-1]] == wanted
+
+
+# Texts without labels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_without_a_label_costs_the_mean_over_labels(rng: np.random.Generator) -> None:
+    """The bound, and its gradient, against the same sum made label by label."""
+    sizes = {"embedding_size": 3, "hidden_size": 2, "latent_size": 2, "decoder_size": 3}
+    config = ClassifierConfig(**sizes, dropout=0, piece_dropout=0, bag_dropout=0, word_dropout=0)
+    model = SemiSupervisedClassifier(config, 8, 5, 3, 1, 3).astype(np.float64)
+    ids, lengths = rng.integers(4, 8, (5, 4)), np.array([5, 2, 3, 1])
+    rows, weights = rng.integers(0, 5, (2, 4)), rng.random((2, 4))
+    none = np.zeros((4, 3))
+
+    def bound(targets: Any) -> tuple[float, float]:
+        first, second = model.terms(ids, lengths, rows, weights, targets, seed=7)
+        return first.item(), second.item()
+
+    q = np.exp(ops.log_softmax(model(ids, lengths, rows, weights).data))
+    kl = None
+    wanted = 0.0
+    for label in range(3):
+        for text in range(4):
+            one = none.copy()
+            one[text, label] = 1
+            costs = bound(one)[1] - bound(none)[1]  # what knowing this label changes
+            wanted += q[text, label] * (costs + np.log(q[text, label]))
+            kl = costs if kl is None else kl
+    # Knowing the label y of one text replaces sum q (cost + log q) by cost(y): so cost(y) - sum q (cost + log q) = costs, and
+    # its mean under q plus the entropy's share is zero for each text.
+    assert wanted == pytest.approx(0, abs=1e-8)
+    assert bound(np.eye(3)[[0, 1, 2, 0]])[0] == pytest.approx(-np.log(q[range(4), [0, 1, 2, 0]]).sum())
+
+    named = dict(model.named_parameters())
+
+    def loss(*arrays: Any) -> Any:
+        for parameter, array in zip(named, arrays, strict=True):
+            owner: Any = model
+            *path, leaf = parameter.split(".")
+            for part in path:
+                owner = getattr(owner, part)
+            setattr(owner, leaf, array)
+        model.vocabulary.vocabulary.weight = model.embedding.weight
+        mixed = none.copy()
+        mixed[1, 2] = 1
+        return model.terms(ids, lengths, rows, weights, mixed, seed=7)
+
+    assert gradcheck(loss, [rng.normal(size=p.shape) * 0.5 for p in named.values()])
+
+
+def test_training_with_texts_without_labels(tmp_path: Path) -> None:
+    rows = [(text, label if n % 5 == 0 else "?") for n, (text, label) in enumerate(tickets(240, ("billing", "login")))]
+    readers.write_tsv(tmp_path / "valid.tsv", tickets(40, ("billing", "login"), 9))
+    model = {"embedding_size": 12, "hidden_size": 8, "latent_size": 4, "decoder_size": 8}
+    figures = small(tmp_path, rows, task={"model": model}, valid=tmp_path / "valid.tsv", max_epochs=3)
+    assert figures["texts"] == 40
+    assert figures["accuracy"] > 60
+    task = rheme.load(model=tmp_path / "m")
+    assert task.config.labels == ["billing", "login"]
+    texts = [text for text, _ in rows[:30]]
+    assert [r.to_dict() for r in task(texts)] == [task(text).to_dict() for text in texts]
+    with pytest.raises(InputError, match="takes one label a text"):
+        small(tmp_path, tickets(60), "many", task={"model": model, "multi_label": True})

@@ -30,6 +30,10 @@ class ClassifierConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     the pieces hidden in training. bag: whether there is a linear branch over n-grams; bag_scale: what its logits are
     multiplied with (a larger one learns faster); bag_dropout: share of the n-grams hidden in training. code_size: width of the
     layer between pooling and output (0: none).
+
+    latent_size: of the code of a VAE beside the classifier, which learns from texts without labels (0: none; see
+    `semi_supervised`); decoder_size: of its decoder; word_dropout: share of its input words hidden in training; elbo_weight:
+    what its -ELBO counts beside the labels' cross-entropy.
     """
 
     embedding_size: int = 128
@@ -40,16 +44,22 @@ class ClassifierConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     bag: bool = True
     bag_scale: float = 2.0
     bag_dropout: float = 0.2
+    latent_size: int = 0
+    decoder_size: int = 128
+    word_dropout: float = 0.3
+    elbo_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "code_size", "bag_scale"):
+        for name in ("hidden_size", "code_size", "bag_scale", "latent_size", "elbo_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0")
         if self.embedding_size < 1:
             raise InputError(f"embedding_size = {self.embedding_size}: must be at least 1")
-        for name in ("dropout", "piece_dropout", "bag_dropout"):
+        for name in ("dropout", "piece_dropout", "bag_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
+        if self.latent_size and not self.hidden_size:
+            raise InputError("latent_size needs an LSTM: hidden_size must be above 0")
         if not self.hidden_size and not self.bag:
             raise InputError("hidden_size = 0 and bag = false: nothing is left to classify by")
 
@@ -97,10 +107,12 @@ class TextClassifier(nn.Module):
         if self.training and self.config.piece_dropout:
             u = ops.random_uniform(seed, _DROP_STREAM, 0, ids.shape)
             ids = np.where(u < self.config.piece_dropout, self.unk_id, ids)
-        x = F.mul(self.embedding(ids), self._input_scale)
-        y, _ = self.lstm(self.dropout(x), lengths=lengths)
+        y, _ = self.lstm(self.dropout(self._embed(ids)), lengths=lengths)
         mask = (np.arange(ids.shape[0])[:, None] < lengths)[:, :, None]
         return F.concat([F.max(y, axis=0, mask=mask), F.mean(y, axis=0, mask=mask)], axis=1)
+
+    def _embed(self, ids: Ids) -> Tensor:
+        return F.mul(self.embedding(ids), self._input_scale)
 
     def code(self, ids: Ids, lengths: Ids, seed: int = 0) -> Tensor:
         """What the output layer sees: (N, code_size), or (N, 4H)."""

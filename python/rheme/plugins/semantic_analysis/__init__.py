@@ -21,6 +21,7 @@ from rheme import functional as F
 from rheme.autograd import no_grad
 from rheme.errors import InputError
 from rheme.models.classifier import TextClassifier, pad_bags, softplus
+from rheme.models.semi_supervised import SemiSupervisedClassifier
 from rheme.plugins.semantic_analysis import measuring
 from rheme.plugins.semantic_analysis.config import AnalysisOptions, Calibration, SemanticAnalysisConfig
 from rheme.tasks import Result, Task, nearest
@@ -48,7 +49,7 @@ class SemanticAnalysis(Task):
     adaptable: ClassVar[tuple[str, ...]] = (
         *("objective", "languages", "labels", "multi_label", "separator", "groups", "group_name", "class_weights", "weights"),
         *("score_range", "out_of_scope", "label_smoothing", "output_size", "max_features", "min_count", "word_ngrams"),
-        *("char_ngrams", "max_length", "model", "unlabelled"),
+        *("char_ngrams", "max_length", "model", "unlabelled", "unlabelled_label"),
     )
     pipeline_tag: ClassVar[str] = "text-classification"
     pipeline_key: ClassVar[str] = "label"
@@ -159,7 +160,8 @@ class SemanticAnalysis(Task):
         if self._pairs:
             return
         counts = Counter(label for example in examples for label in self._labels_of(example[1]))
-        counts.pop(config.out_of_scope, None) if config.out_of_scope else None
+        for label in (config.out_of_scope, config.unlabelled_label):
+            counts.pop(label, None)
         if len(counts) < 2:
             raise InputError(f"{len(counts)} label in {len(examples)} examples ({', '.join(counts) or 'none'}): 2 are needed")
         if len(counts) > max(20, len(examples) // 2):
@@ -183,7 +185,13 @@ class SemanticAnalysis(Task):
         """The model, with as many outputs as labels and groups."""
         outputs = self.config.output_size if self._pairs else len(self.config.outputs)
         pieces, features = self.tokenizer.pieces, self.tokenizer.features
-        self.model = TextClassifier(self.config.model, len(pieces), len(features), outputs, pieces.unk_id)
+        sizes = (self.config.model, len(pieces), len(features), outputs, pieces.unk_id)
+        if not self.config.model.latent_size:
+            self.model = TextClassifier(*sizes)
+        elif self._pairs or self.config.multi_label or self.config.out_of_scope:
+            raise InputError("model.latent_size: the VAE beside the classifier takes one label a text, and none out of scope")
+        else:
+            self.model = SemiSupervisedClassifier(*sizes, pieces.eos_id)
 
     def read_tokenizer(self, data: bytes) -> PiecesAndFeatures:
         """Pieces and n-grams, from one file."""
@@ -204,6 +212,12 @@ class SemanticAnalysis(Task):
             ]
         return list(zip(texts, targets, strict=True))
 
+    def _balanced(self, items: list[Any]) -> list[Any]:
+        """Labelled items as often as it takes for them to be a third of all."""
+        labelled = [item for item in items if item[1].any()]
+        others = len(items) - len(labelled)
+        return items + labelled * max(0, others // (2 * max(1, len(labelled))) - 1)
+
     def encode(self, example: tuple[str, ...]) -> Any:
         """One item of `encode_all`."""
         return self.encode_all([example])[0]
@@ -212,16 +226,32 @@ class SemanticAnalysis(Task):
         """Pieces of its texts."""
         return len(item[0][0]) + (len(item[1][0]) if self._pairs else 0)
 
-    def _forward(self, texts: Sequence[Encoded], seed: int = 0) -> Any:
+    def _labelled(self, examples: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        return [example for example in examples if self._pairs or example[1] != self.config.unlabelled_label]
+
+    def _arrays(self, texts: Sequence[Encoded]) -> tuple[Array, Array, Array, Array]:
+        """Pieces (T, N), their lengths (N,), rows of n-grams and their weights (K, N)."""
         ids, lengths = batches.pad([text[0].astype(np.int64) for text in texts], self.tokenizer.pieces.pad_id)
-        return self.model(ids, lengths, *pad_bags([text[1] for text in texts]), seed=seed)
+        return ids, lengths, *pad_bags([text[1] for text in texts])
+
+    def _forward(self, texts: Sequence[Encoded], seed: int = 0) -> Any:
+        return self.model(*self._arrays(texts), seed=seed)
 
     def loss(self, items: Sequence[Any], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed over the texts: cross-entropy, one with yes or no for each label, or the losses of pairs."""
         if self._pairs:
             return self._pair_loss(items, step_seed)
-        logits = self._forward([item[0] for item in items], step_seed)
         targets = np.stack([item[1] for item in items]).astype(np.float32)
+        if isinstance(self.model, SemiSupervisedClassifier) and self.model.training:
+            supervised, elbo = self.model.terms(*self._arrays([item[0] for item in items]), targets, step_seed)
+            info = {"neg_elbo": elbo.item() / len(items)}
+            return F.add(supervised, F.mul(elbo, self.config.model.elbo_weight)), len(items), info
+        if isinstance(self.model, SemiSupervisedClassifier):
+            items = [item for item in items if item[1].any()]
+            targets = targets[targets.any(axis=1)]
+            if not items:
+                return F.as_tensor(np.zeros((), np.float32)), 0, {}
+        logits = self._forward([item[0] for item in items], step_seed)
         weights = self._class_weights()
         if self.config.multi_label:
             loss = F.sub(softplus(logits), F.mul(logits, targets))
@@ -261,8 +291,8 @@ class SemanticAnalysis(Task):
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:
         """Fit what turns logits into probabilities and decisions, on the validation examples."""
-        config = self.config
-        if self._pairs:
+        config, examples = self.config, self._labelled(examples)
+        if self._pairs or not examples:
             return
         fitted = config.calibration = Calibration()
         logits, targets = self._logits([example[0] for example in examples]), self._targets(examples)
@@ -460,8 +490,9 @@ class SemanticAnalysis(Task):
         """
         confusion = options.pop("confusion", None)
         settings = AnalysisOptions.parse(self.options | options)
+        examples = self._labelled(examples)
         if not examples:
-            raise InputError("no examples to evaluate on")
+            raise InputError("no labelled examples to evaluate on")
         if self._pairs:
             texts = [text for example in examples for text in example[:2]]
             scores = [_score(example[2]) for example in examples] if len(examples[0]) > 2 else None

@@ -32,6 +32,7 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     are `labels` and `score_range` (the least and the largest score of the pairs). out_of_scope: the label of texts that
     belong to none. label_smoothing: share of a label's weight spread over all.
     unlabelled: files of text, a line each, from which the embedding begins (`text.cooccurrence`); only their names are kept.
+    unlabelled_label: of examples without a label, from which the VAE learns (model.latent_size above 0).
     max_features: n-grams of the linear branch, from those in min_count texts; word_ngrams, char_ngrams: their lengths.
     max_length: pieces of a text that the LSTM reads; the bag holds all of it. output_size: of a sentence code.
     """
@@ -50,6 +51,7 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     label_smoothing: float = 0.0
     output_size: int = 64
     unlabelled: list[str] = []
+    unlabelled_label: str = "?"
     vocab_size: int = 8000
     normalization: str = "nmt_nfkc_cf"
     max_features: int = 50_000
