@@ -132,14 +132,30 @@ def test_op():
 
 _README = """# $package
 
-The task `$name` for rheme: texts to labels, with a model, a loss and an op of its own, all in `$module.py`.
+The task `$name` for rheme: texts to labels, with a model, a loss and an op of its own, all in `$module.py`. It works as it
+stands; change it piece by piece, and check after each.
 
-    pip install -e .
-    rheme plugins check $name
-    pytest
-    rheme train $name --train examples.tsv --out my-model --valid-share 0.2
-    rheme evaluate $name --model my-model --data examples.tsv
-    python bench.py
+| step | how |
+|---|---|
+| install | `pip install -e .` |
+| see it listed | `rheme tasks` |
+| check every promise | `rheme plugins check $name`, on data of your own: `--data my.tsv` |
+| test | `pytest` (the promises, and the gradient of the op) |
+| train | `rheme train $name --train examples.tsv --valid-share 0.2 --out my-model` |
+| measure | `rheme evaluate $name --model my-model --data examples.tsv` |
+| benchmark | `python bench.py` |
+| hand on | `python -m build`; whoever installs the wheel has the task, nothing is registered anywhere |
+
+Where what stands:
+
+* `Config`: every size and setting, with defaults; `--set task.hidden_size=64` changes one.
+* `setup` sees the training examples once: labels, vocabularies and the like go into `self.config` (or `self.tokenizer`), so
+  that a saved model has them. `build` makes the model from the config alone; it runs again when a model is loaded.
+* `encode` turns an example into numbers, `loss` a batch of those into a summed loss and how many units it sums over.
+* `answer` takes a list and gives a `Result` each; the answer to a text may not depend on the texts beside it.
+* An op of your own: compute with `rheme.ops`, and say with `rheme.autograd.record` how its gradient goes; `gradcheck`
+  compares it with differences. NumPy may index and compare; what it adds up differs from machine to machine.
+* What the user does wrong gets an `InputError` of one line: what, where, what to do.
 """
 
 _BENCH = '''"""How fast the task answers: texts a second, batched and one by one. The answers are compared first."""
