@@ -324,6 +324,11 @@ def test_reading(analyze: Any, tmp_path: Path) -> None:
     path.write_text('{"text": "a", "label": ["b", "c"]}\n')
     with pytest.raises(InputError, match="the field 'label' is not text"):
         analyze.read(path)
+    path = tmp_path / "x.tsv"
+    path.write_text("label\ttext\nyes\tgood\nno\tbad\n")
+    assert analyze.read(path, ["text", "label"]) == [("good", "yes"), ("bad", "no")]
+    assert analyze.read([path, path], ["2", "1"])[-1] == ("bad", "no")
+    path = tmp_path / "x.jsonl"
     cls = get_task("semantic-analysis")
     assert cls(cls.Config(multi_label=True, separator=";")).read(path) == [("a", "b;c")]
     with pytest.raises(InputError, match="2 fields are needed"):

@@ -71,13 +71,20 @@ class SemanticAnalysis(Task):
         return self.config.objective != "labels"
 
     def read(self, paths: Any, fields: Sequence[str] | None = None) -> list[tuple[str, ...]]:
-        """(text, label) rows, or pairs of texts with a score. In JSON lines several labels may stand as a list."""
+        """(text, label) rows, or pairs of texts with a score. In JSON lines several labels may stand as a list.
+
+        fields: columns by number, or by the names in a TSV's first line, or keys of JSON lines.
+        """
         default = {"labels": self.fields, "similarity": ("text_a", "text_b", "score"), "paraphrases": ("text_a", "text_b")}
         wanted = default[self.config.objective]
         if fields is not None and len(fields) != len(wanted):
             raise InputError(f"{len(wanted)} fields are needed ({', '.join(wanted)}), not {len(fields)}: {', '.join(fields)}")
         separator = self.config.separator if self.config.multi_label else None
-        rows = readers.read_records(paths, fields or wanted, given=fields is not None, list_separator=separator)
+        rows: list[tuple[str, ...]] = []
+        for path in [paths] if isinstance(paths, str | Path) else paths:
+            numbers = _columns(path, fields) if fields is not None else None
+            part = readers.read_records(path, numbers or fields or wanted, fields is not None, list_separator=separator)
+            rows += part[1:] if numbers else part
         if self.config.objective == "similarity":
             for row in rows:
                 _score(row[2])
@@ -512,6 +519,15 @@ class SemanticAnalysis(Task):
         if confusion is not None:
             self.confusion(examples).write(confusion)
         return figures
+
+
+def _columns(path: str | Path, fields: Sequence[str]) -> list[str] | None:
+    """The numbers of the columns that a TSV's first line names so; None where it is no such file."""
+    if str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")) or str(path) == "-":
+        return None
+    names = next(iter(readers.read_lines(path)), "").split("\t")
+    found = [names.index(field) + 1 for field in fields if field in names and not field.isdecimal()]
+    return [str(number) for number in found] if len(found) == len(fields) else None
 
 
 def _checked(texts: Iterable[Any]) -> list[str]:
