@@ -186,6 +186,18 @@ def test_a_training_can_end_at_a_collapse(tmp_path: Path) -> None:
     assert metrics["steps"] == 20
 
 
+def test_a_language_model_trains_beside_it(tmp_path: Path) -> None:
+    """The twin without a code, with the settings as they come."""
+    cls = tasks.get_task("generation")
+    model = {"embedding_size": 16, "decoder_size": 24, "latent_size": 0}
+    task: Any = cls(tasks.configure(cls.Config, {"unit": "word", "model": model}))
+    told: list[str] = []
+    metrics = training.train(task, texts(400, 0), texts(60, 1), tmp_path / "m", TrainingConfig(**TRAINING), echo=told.append)
+    assert metrics["nll"] == metrics["neg_elbo"] < 8.0
+    assert "state" not in metrics
+    assert not any("doctor" in line for line in told)
+
+
 def test_a_picture(living: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert (living / "training.png").read_bytes()[:4] == b"\x89PNG"

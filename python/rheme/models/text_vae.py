@@ -170,7 +170,7 @@ class TextVAE(nn.Module):
 
     def on_gradients(self, step: int, total_steps: int) -> None:
         """Called by training between the gradients and the update: withholds those of the side whose turn it is not."""
-        if self.config.posterior_deviation:
+        if self.config.latent_size and self.config.posterior_deviation:
             self.norm.update()
         step, total_steps = step - self._treated_at, total_steps - self._treated_at
         every = self.config.aggressive_steps + 1
