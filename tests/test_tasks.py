@@ -265,6 +265,27 @@ def test_generation_reads_lines_and_columns(writer: Any, tmp_path: Path) -> None
         writer.read(tmp_path / "x.tsv", ["1", "2"])
 
 
+def test_generation_from_a_list_of_words(tmp_path: Path) -> None:
+    """Words of a file, in its order; others are unknown, and a fixed split is read as it stands."""
+    (tmp_path / "words.txt").write_text("cat\n<unk>\nthe\nsees\n")
+    (tmp_path / "x.txt").write_text("the cat sees the dog\nthe cat\nthe cat\n")
+    cls = tasks.get_task("generation")
+    model = {"embedding_size": 8, "encoder_size": 8, "decoder_size": 8, "latent_size": 4}
+    settings = {"unit": "word", "word_list": str(tmp_path / "words.txt"), "fixed_splits": True, "model": model}
+    task: Any = cls(tasks.configure(cls.Config, settings))
+    texts = task.read(tmp_path / "x.txt")
+    assert len(texts) == 3
+    assert task.sides == 0
+    task.setup(texts)
+    assert task.encode(texts[0]).tolist() == [5, 4, 6, 5, 1]
+    loaded: Any = rheme.load("generation", task.save(tmp_path / "m"))
+    assert loaded.tokenizer.words == ["<pad>", "<unk>", "<s>", "</s>", "cat", "the", "sees"]
+    assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text()
+    assert all(word in ("cat", "the", "sees") for result in loaded.generate(2, temperature=1.0) for word in result.text.split())
+    with pytest.raises(InputError, match="word_list needs unit"):
+        tasks.configure(cls.Config, {"word_list": "x"})
+
+
 def test_nothing_heavy_is_imported_to_list_tasks() -> None:
     code = "import rheme, sys; rheme.list_tasks(); print([m for m in sys.modules if m.startswith('rheme.plugins')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

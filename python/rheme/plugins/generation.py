@@ -102,6 +102,7 @@ class Generation(Task):
             self.tokenizer = Tokenizer.train(examples, config.vocab_size, normalization=config.normalization)
         elif config.word_list:
             self.tokenizer = Vocabulary.load(config.word_list)
+            config.word_list = ""  # the words are the model's from here on; where they came from is nobody's business
         else:
             self.tokenizer = Vocabulary.train(examples, config.vocab_size)
         self.build()
