@@ -47,7 +47,8 @@ struct Sequence {
   long direction, rows, steps, panels, pitch;
   bool backwards;
   Scratch<Row> row;  // by falling length
-  Scratch<float> bias, cell, first_scale, later_scale;
+  Scratch<float> bias, first_scale, later_scale;
+  Scratch<float> cell;      // [panels][rows][16]: what a tile of rows needs lies together, as in the gates
   Scratch<Element> states;  // [2][rows][pitch]: h before the even steps, and before the odd ones
 
   Sequence(const Plan& plan, long direction_, long group, long groups)
@@ -60,22 +61,29 @@ struct Sequence {
         backwards(direction_ == 1 || a.reverse),
         row(rows),
         bias(panels * kPanel),
-        cell(rows * panels * kUnits),
         first_scale(rows),
         later_scale(rows),
+        cell(panels * rows * kUnits),
         states(P::kCopies ? 2 * rows * pitch : 0) {
-    const long hidden = a.hidden, padded = panels * kUnits;
+    const long hidden = a.hidden;
     for (long r = 0; r < rows; ++r) {
       const long n = plan.order.data[r * groups + group], state = (direction * a.batch + n) * hidden;
       row.data[r] = {n, plan.length(n)};
-      for (long j = 0; j < padded; ++j) cell.data[r * padded + j] = a.c0 && j < hidden ? a.c0[state + j] : 0.0f;
+      for (long p = 0; p < panels; ++p) {
+        const long units = a.c0 ? min_long(kUnits, hidden - p * kUnits) : 0;
+        for (long j = 0; j < kUnits; j += S::W)
+          S::store(cells(p, r) + j, units ? S::load_part(a.c0 + state + p * kUnits + j, units - j) : S::set(0.0f));
+      }
       later_scale.data[r] = kHiddenScale;
       if (P::kCopies && a.h0) first_scale.data[r] = P::prepare_state(a.h0 + state, hidden, states.data + r * pitch);
     }
-    for (long c = 0; c < panels * kPanel; ++c) {
-      const long unit = c / kPanel * kUnits + c % kUnits, gate = c % kPanel / kUnits;
-      bias.data[c] = unit < hidden ? a.bias[direction][gate * hidden + unit] : 0.0f;
-    }
+    for (long p = 0; p < panels; ++p)
+      for (long gate = 0; gate < 4; ++gate) {
+        const float* from = a.bias[direction] + gate * hidden + p * kUnits;
+        float* to = bias.data + p * kPanel + gate * kUnits;
+        const long units = min_long(kUnits, hidden - p * kUnits);
+        for (long j = 0; j < kUnits; j += S::W) S::store(to + j, S::load_part(from + j, units - j));
+      }
     if (rows) steps = row.data[0].length;
   }
 
@@ -85,6 +93,7 @@ struct Sequence {
     while (n && row.data[n - 1].length <= s) --n;
     return n;
   }
+  float* cells(long p, long r) const { return cell.data + (p * rows + r) * kUnits; }
   float* output(long r, long t) const {
     return a.y + (t * a.batch + row.data[r].n) * a.directions * a.hidden + direction * a.hidden;
   }
@@ -98,7 +107,7 @@ struct Sequence {
     return count;
   }
 
-  // Panels [p0, p1) of bias + W_ih x, into rows of gates.
+  // Panels [p0, p1) of bias + W_ih x, into gates [panels][count][64].
   void input_product(const PreparedRows<P>& x, long count, float* gates, long p0, long p1) const {
     for (long p = p0; p < p1; ++p) {
       const Panel panel = panel_of(a.w_ih[direction], p);
@@ -108,7 +117,7 @@ struct Sequence {
         float* to[kTileRows];
         for (long r = 0; r < n; ++r) {
           start[r] = bias.data + p * kPanel;
-          to[r] = gates + ((i + r) * panels + p) * kPanel;
+          to[r] = gates + (p * count + i + r) * kPanel;
         }
         tile_rows<P>(n, x.row.data + i, x.scale.data + i, panel, start, to);
         i += n;
@@ -116,13 +125,17 @@ struct Sequence {
     }
   }
 
-  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the gates of the live rows, then the cell.
-  void step(long s, long count, float* gates, long p0, long p1) const {
+  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the gates of the live rows, then the cell. Odd
+  // steps go from the last panel to the first: where the weights outgrow the cache, what it still holds is read again first.
+  // gates [panels][stride][64] begin with the first row of this step.
+  void step(long s, float* gates, long stride, long p0, long p1) const {
+    const long count = live(s);
     const bool recurrent = s > 0 || a.h0;
     const float* scale = s > 0 ? later_scale.data : first_scale.data;
     const Element* before = states.data + s % 2 * rows * pitch;
     Element* after = states.data + (s + 1) % 2 * rows * pitch;
-    for (long p = p0; p < p1; ++p) {
+    for (long turn = p0; turn < p1; ++turn) {
+      const long p = s % 2 ? p1 - 1 - (turn - p0) : turn;
       const Panel panel = panel_of(a.w_hh[direction], p);
       for (long i = 0; i < count;) {
         const long n = next_tile(count - i);
@@ -130,16 +143,18 @@ struct Sequence {
         const float* start[kTileRows];
         float* to[kTileRows];
         for (long r = 0; r < n; ++r) {
-          start[r] = to[r] = gates + ((i + r) * panels + p) * kPanel;
+          start[r] = to[r] = gates + (p * stride + i + r) * kPanel;
           if constexpr (P::kCopies)
             from[r] = before + (i + r) * pitch;
           else if (recurrent)
             from[r] = s > 0 ? output(i + r, time(i + r, s - 1)) : a.h0 + (direction * a.batch + row.data[i + r].n) * a.hidden;
         }
         if (recurrent) tile_rows<P>(n, from, scale + i, panel, start, to);
+        // What a row's h waits for is long; so each half is done for all rows of the tile, that they overlap.
+        for (long r = 0; r < n; ++r) renew_cell(to[r], cells(p, i + r));
         for (long r = 0; r < n; ++r)
-          activate(to[r], cell.data + ((i + r) * panels + p) * kUnits, output(i + r, time(i + r, s)) + p * kUnits,
-                   P::kCopies ? after + (i + r) * pitch + p * kUnits : nullptr, min_long(kUnits, a.hidden - p * kUnits));
+          put_out(to[r], cells(p, i + r), output(i + r, time(i + r, s)) + p * kUnits,
+                  P::kCopies ? after + (i + r) * pitch + p * kUnits : nullptr, min_long(kUnits, a.hidden - p * kUnits));
         i += n;
       }
     }
@@ -150,10 +165,9 @@ struct Sequence {
     for (long r = 0; r < rows; ++r) {
       const long n = row.data[r].n, length = row.data[r].length, state = (direction * a.batch + n) * a.hidden;
       const float* h = length ? output(r, backwards ? 0 : length - 1) : a.h0 ? a.h0 + state : nullptr;
-      for (long j = 0; j < a.hidden; ++j) {
-        a.h_n[state + j] = h ? h[j] : 0.0f;
-        a.c_n[state + j] = cell.data[r * panels * kUnits + j];
-      }
+      for (long j = 0; j < a.hidden; ++j) a.h_n[state + j] = h ? h[j] : 0.0f;
+      for (long p = 0; p < panels; ++p)
+        for (long j = 0; j < min_long(kUnits, a.hidden - p * kUnits); ++j) a.c_n[state + p * kUnits + j] = cells(p, r)[j];
       for (long t = length; t < a.time; ++t) {
         float* y = output(r, t);
         for (long j = 0; j < a.hidden; ++j) y[j] = 0.0f;
@@ -162,14 +176,20 @@ struct Sequence {
   }
 
  private:
-  // 16 units of one row, `valid` of them real.
-  static void activate(const float* gates, float* cells, float* y, Element* state, long valid) {
+  // The two halves of `lstm_cell` (formulas.h) for 16 units of one row: the cell, and the gate o in the place of its
+  // pre-activation; then h, of which `valid` units are real.
+  RHEME_FN void renew_cell(float* gates, float* cells) {
+    for (long j = 0; j < kUnits; j += S::W) {
+      const V i = S::sigmoid(S::load(gates + j)), f = S::sigmoid(S::load(gates + kUnits + j)),
+              g = S::tanh(S::load(gates + 2 * kUnits + j));
+      S::store(gates + 3 * kUnits + j, S::sigmoid(S::load(gates + 3 * kUnits + j)));
+      S::store(cells + j, S::fma(f, S::load(cells + j), i * g));
+    }
+  }
+  RHEME_FN void put_out(const float* gates, const float* cells, float* y, Element* state, long valid) {
     alignas(64) float made[kUnits];
     for (long j = 0; j < kUnits; j += S::W) {
-      V i = S::load(gates + j), f = S::load(gates + kUnits + j), g = S::load(gates + 2 * kUnits + j),
-        o = S::load(gates + 3 * kUnits + j), c = S::load(cells + j), hidden;
-      lstm_cell<S>(i, f, g, o, c, hidden);
-      S::store(cells + j, c);
+      const V hidden = S::load(gates + 3 * kUnits + j) * S::tanh(S::load(cells + j));
       S::store(made + j, hidden);
       if (valid - j >= S::W)
         S::store(y + j, hidden);
@@ -190,12 +210,12 @@ void run_rows(const Plan& plan, long task) {
   Scratch<float> gates(chunk * q.rows * q.panels * kPanel);
   for (long s0 = 0; s0 < q.steps; s0 += chunk) {
     const long s1 = min_long(q.steps, s0 + chunk);
-    q.input_product(x, q.place(s0, s1, x), gates.data, 0, q.panels);
+    const long count = q.place(s0, s1, x);
+    q.input_product(x, count, gates.data, 0, q.panels);
     float* at = gates.data;
     for (long s = s0; s < s1; ++s) {
-      const long live = q.live(s);
-      q.step(s, live, at, 0, q.panels);
-      at += live * q.panels * kPanel;
+      q.step(s, at, count, 0, q.panels);
+      at += q.live(s) * kPanel;
     }
   }
   q.finish();
@@ -248,9 +268,9 @@ void run_stationary(const Plan& plan, long direction, long shares) {
   first.data[0] = 0;
   for (long s = 0; s < q.steps; ++s) first.data[s + 1] = first.data[s] + q.live(s);
   for (long i = 0; i < (shares + 1) * Shares::kLine; ++i) counters.data[i] = 0;
-  const long count = first.data[q.steps], width = q.panels * kPanel;
+  const long count = first.data[q.steps];
   PreparedRows<P> x(count, q.a.input);
-  Scratch<float> gates(count * width);
+  Scratch<float> gates(count * q.panels * kPanel);
   q.place(0, q.steps, x);
   const Shares all = {shares, q.steps, counters.data, counters.data + Shares::kLine};
   parallel(shares, [&](long own) {
@@ -259,7 +279,7 @@ void run_stationary(const Plan& plan, long direction, long shares) {
     all.run(own, [&](long s, long share) {
       const long p0 = share * q.panels / shares, p1 = (share + 1) * q.panels / shares;
       if (s == 0) q.input_product(x, count, gates.data, p0, p1);
-      q.step(s, first.data[s + 1] - first.data[s], gates.data + first.data[s] * width, p0, p1);
+      q.step(s, gates.data + first.data[s] * kPanel, count, p0, p1);
     });
   });
   q.finish();

@@ -41,7 +41,7 @@ MODES: dict[str, tuple[str, dict[str, str], set[str] | None]] = {
         {**TUNED, "PEERS_COMPILE": "1"},
         {"sampling", "cross_entropy", "linear_cross_entropy", "kl", "train_step"},
     ),
-    "onnxruntime": ("with_onnx", TUNED, {"lstm", "lstm_mixed", "decode_greedy", "decode_sampled"}),
+    "onnxruntime": ("with_onnx", TUNED, {"lstm", "lstm_int8", "lstm_mixed", *(w for w in works.WORKS if "decode" in w)}),
     "tensorflow": ("with_tensorflow", TUNED, {"lstm", "lstm_train", "train_step"}),
     "jax": (
         "with_jax",
@@ -125,8 +125,10 @@ def differs(case: works.Case, data: works.Arrays, ours: list[np.ndarray], theirs
     if case.work == "sampling":
         allowed = kept_ids(case, data)
         return "" if allowed[np.arange(case.B), theirs[0]].all() else "drew an id that the filters drop"
-    if case.work == "decode_sampled":
+    if case.work.startswith("decode_sampled"):
         return "" if theirs[0].shape == ours[0].shape and (theirs[0] >= 0).all() else "other shape"
+    if case.work == "decode_greedy_int8":  # where the two best are close, rounding may swap them
+        return "" if np.mean(theirs[0][0] == ours[0][0]) >= 0.8 else "other first ids"
     if case.work == "decode_greedy":
         return "" if np.array_equal(theirs[0][0], ours[0][0]) else "other first ids"
     for index, (a, b) in enumerate(zip(theirs, ours, strict=False)):
@@ -134,7 +136,7 @@ def differs(case: works.Case, data: works.Arrays, ours: list[np.ndarray], theirs
             return f"array {index} has shape {a.shape}, not {b.shape}"
         scale = float(np.abs(b).max(initial=0.0))
         gap = float(np.abs(a - b).max(initial=0.0))
-        if not gap <= 3e-4 * scale + 1e-6:
+        if not gap <= (0.1 if case.work.endswith("int8") else 3e-4) * scale + 1e-6:
             return f"array {index} is off by {gap:.2g} where the largest element is {scale:.2g}"
     return ""
 

@@ -1,6 +1,8 @@
 """ONNX Runtime: graphs made by hand, all optimisations on."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ def set_threads(threads: int) -> None:
     _threads = threads
 
 
-def _session(nodes: list[Any], weights: works.Arrays, inputs: list[Any], outputs: list[str]) -> onnxruntime.InferenceSession:
+def _session(
+    nodes: list[Any], weights: works.Arrays, inputs: list[Any], outputs: list[str], int8: bool = False
+) -> onnxruntime.InferenceSession:
     constants = [numpy_helper.from_array(np.ascontiguousarray(w), name) for name, w in weights.items()]
     made = [
         helper.make_tensor_value_info(name, TensorProto.INT64 if name.startswith("ids") else TensorProto.FLOAT, None)
@@ -28,10 +32,25 @@ def _session(nodes: list[Any], weights: works.Arrays, inputs: list[Any], outputs
     ]
     graph = helper.make_graph(nodes, "graph", inputs, made, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if int8:
+        model = _quantized(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = _threads, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With DynamicQuantizeLSTM in the place of LSTM."""
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, before)
+        quantization.quantize_dynamic(before, after, op_types_to_quantize=["LSTM"], per_channel=True)
+        small = onnx.load(after)
+    assert any(node.op_type == "DynamicQuantizeLSTM" for node in small.graph.node)
+    return small
 
 
 def _gates(w: np.ndarray) -> np.ndarray:
@@ -69,11 +88,11 @@ def lstm(case: works.Case, data: works.Arrays) -> Ways:
     if "lengths" in data:
         inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [case.B]))
         feeds["lengths"] = data["lengths"].astype(np.int32)
-    session = _session(nodes, weights, inputs, [name])
+    session = _session(nodes, weights, inputs, [name], case.work.endswith("int8"))
     return {"LSTM": lambda: session.run(None, feeds)[0]}
 
 
-lstm_mixed = lstm
+lstm_mixed = lstm_int8 = lstm
 
 
 def _step_graph(case: works.Case, data: works.Arrays, last: list[Any], output: str) -> onnxruntime.InferenceSession:
@@ -143,4 +162,5 @@ def decode_sampled(case: works.Case, data: works.Arrays) -> Ways:
     }
 
 
+decode_greedy_int8, decode_sampled_int8 = decode_greedy, decode_sampled
 assert onnx.__version__

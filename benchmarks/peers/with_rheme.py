@@ -8,7 +8,7 @@ import numpy as np
 import works
 
 import rheme
-from rheme import autograd, nn, ops, optim
+from rheme import autograd, nn, ops, optim, quantization, storage
 from rheme import functional as F
 from rheme.models.text_vae import TextVAE, TextVAEConfig
 
@@ -32,6 +32,17 @@ def lstm(case: works.Case, data: works.Arrays) -> Ways:
     def run() -> Any:
         with autograd.no_grad():
             return module(x, lengths=lengths)[0].data
+
+    return {"nn.LSTM": run}
+
+
+def lstm_int8(case: works.Case, data: works.Arrays) -> Ways:
+    module, x = nn.LSTM(case.I, case.H, case.layers, case.R == 2), data["x"]
+    quantization.load(module, storage.compress(data["weights"], "int8"), "int8")
+
+    def run() -> Any:
+        with autograd.no_grad():
+            return module(x)[0].data
 
     return {"nn.LSTM": run}
 
@@ -132,6 +143,8 @@ def train_step(case: works.Case, data: works.Arrays) -> Ways:
 
 def _decode(case: works.Case, data: works.Arrays, choose: Callable[[Any, int], Any]) -> Ways:
     model = _vae(case, data).eval()
+    if case.work.endswith("int8"):
+        quantization.load(model, storage.compress(model.state_dict(), "int8"), "int8")
     from rheme.models.text_vae import TextVAEState
 
     def run() -> Any:
@@ -155,3 +168,6 @@ def decode_sampled(case: works.Case, data: works.Arrays) -> Ways:
         return ops.sample(logits, ops.random_bits(1, step, 0, case.B), temperature=works.TEMPERATURE)
 
     return _decode(case, data, choose)
+
+
+decode_greedy_int8, decode_sampled_int8 = decode_greedy, decode_sampled

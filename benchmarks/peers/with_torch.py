@@ -58,6 +58,22 @@ def lstm(case: works.Case, data: works.Arrays) -> Ways:
     return {"nn.LSTM": run}
 
 
+def lstm_int8(case: works.Case, data: works.Arrays) -> Ways:
+    """`quantize_dynamic` leaves a bare nn.LSTM as it is: it must stand within another module."""
+    if COMPILED:
+        return {}
+    (x,) = _tensors(data, "x")
+    wrapped = torch.nn.Sequential(_lstm(case, data))
+    small = torch.ao.quantization.quantize_dynamic(wrapped, {torch.nn.LSTM}, dtype=torch.qint8)
+    assert not isinstance(small[0], torch.nn.LSTM)
+
+    @torch.inference_mode()
+    def run() -> Any:
+        return small(x)[0]
+
+    return {"quantize_dynamic": run}
+
+
 def lstm_train(case: works.Case, data: works.Arrays) -> Ways:
     if COMPILED:
         return {}
@@ -340,3 +356,6 @@ def decode_greedy(case: works.Case, data: works.Arrays) -> Ways:
 
 def decode_sampled(case: works.Case, data: works.Arrays) -> Ways:
     return _decode(case, data, lambda logits: _by_exponentials(logits / works.TEMPERATURE))
+
+
+decode_greedy_int8, decode_sampled_int8 = decode_greedy, decode_sampled

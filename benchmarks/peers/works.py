@@ -104,6 +104,7 @@ def decode_cases(work: str) -> Iterator[Case]:
 WORKS = {
     "lstm": lstm_cases,
     "lstm_train": lstm_cases,
+    "lstm_int8": lstm_cases,
     "lstm_mixed": mixed_cases,
     "lstm_mixed_train": mixed_cases,
     "sampling": sampling_cases,
@@ -113,11 +114,14 @@ WORKS = {
     "train_step": train_cases,
     "decode_greedy": decode_cases,
     "decode_sampled": decode_cases,
+    "decode_greedy_int8": decode_cases,
+    "decode_sampled_int8": decode_cases,
 }
 
 TITLES = {
     "lstm": "LSTM, inference",
     "lstm_train": "LSTM, forward and backward (gradients of the input and of all weights)",
+    "lstm_int8": "LSTM, inference, int8 weights (peers: theirs)",
     "lstm_mixed": "LSTM, inference, rows of mixed lengths",
     "lstm_mixed_train": "LSTM, forward and backward, rows of mixed lengths",
     "sampling": "Sampling from logits",
@@ -127,6 +131,8 @@ TITLES = {
     "train_step": "A whole training step of the text VAE (AdamW, clipping)",
     "decode_greedy": "A decoder step, greedy",
     "decode_sampled": "A decoder step, sampled at temperature 0.8",
+    "decode_greedy_int8": "A decoder step, greedy, int8 weights (peers: float32)",
+    "decode_sampled_int8": "A decoder step, sampled at temperature 0.8, int8 weights (peers: float32)",
 }
 
 STEPS = 20  # of a decode measurement; the time of one is reported
@@ -232,7 +238,8 @@ def floor_seconds(case: Case, arrays: Arrays, limits: dict[str, float], threads:
 
     Multiply-adds at the FMA peak; bytes at the bandwidth of the smallest cache level that holds what is read again and again.
     """
-    peak, work = limits["fma"], case.work
+    peak, work = limits["int8" if case.work.endswith("int8") else "fma"], case.work
+    size_of = 1.0 if work.endswith("int8") else 4.0
 
     def level(size: float) -> str:
         """The smallest that holds this much next to everything else."""
@@ -242,11 +249,11 @@ def floor_seconds(case: Case, arrays: Arrays, limits: dict[str, float], threads:
 
     if work.startswith("lstm"):
         flops = _lstm_flops(case, arrays) * (3 if work.endswith("train") else 1)
-        recurrent = 4.0 * 4 * case.H * case.H * case.R * case.layers
-        weights = sum(w.nbytes for w in arrays["weights"].values())
+        recurrent = size_of * 4 * case.H * case.H * case.R * case.layers
+        weights = size_of * sum(w.size for w in arrays["weights"].values())
         where = level(weights if case.T == 1 else recurrent / case.layers)
         bytes_read = case.T * recurrent * (2 if work.endswith("train") else 1) if case.T > 1 else weights
-        candidates = [(flops / peak, "FMA"), (bytes_read / limits[where], where)]
+        candidates = [(flops / peak, "int8" if work.endswith("int8") else "FMA"), (bytes_read / limits[where], where)]
         return max(candidates)
     if work == "sampling":
         size = 4.0 * case.B * case.V
@@ -273,4 +280,5 @@ def floor_seconds(case: Case, arrays: Arrays, limits: dict[str, float], threads:
         - 2 * LATENT * case.H
         - weights["bridge.weight"].size
     )
-    return max((2.0 * case.B * step / peak, "FMA"), (4.0 * step / limits[level(4.0 * step)], level(4.0 * step)))
+    size, unit = size_of * step, "int8" if work.endswith("int8") else "FMA"
+    return max((2.0 * case.B * step / peak, unit), (size / limits[level(size)], level(size)))
