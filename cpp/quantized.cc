@@ -116,7 +116,7 @@ static void linear_by(const QuantizedLinearArgs& a) {
   if (a.m == 0 || panels == 0) return;
   PreparedRows<P> x(a.m, a.weight.k);
   const long work = a.m * a.weight.c * a.weight.k;
-  if (num_threads() == 1 || work < 1000000) {  // a job costs a few microseconds
+  if (num_threads() == 1 || work < 1500000) {  // a job costs a few microseconds
     for (long i = 0; i < a.m; ++i) x.set(i, a.x + i * a.weight.k, a.weight.k);
     for (long b = 0; b < row_blocks; ++b) linear_part<P>(a, x, b * row_block, min_long(a.m, (b + 1) * row_block), 0, panels);
     return;

@@ -18,8 +18,10 @@ struct Plan {
   long groups;
   Scratch<long> order;
 
-  explicit Plan(const QuantizedLstmArgs& args)
-      : a(args), groups(max_long(1, min_long(a.batch, ceil_div(num_threads(), a.directions)))), order(a.batch) {
+  Plan(const QuantizedLstmArgs& args, long threads) : a(args), groups(ceil_div(threads, a.directions)), order(a.batch) {
+    // Where there are rows enough, two tasks a thread: one that is kept off its core leaves the other half to the rest.
+    if (threads > 1 && a.batch >= 24 * groups) groups *= 2;
+    groups = max_long(1, min_long(a.batch, groups));
     if (!a.lengths) {
       for (long n = 0; n < a.batch; ++n) order.data[n] = n;
       return;
@@ -134,29 +136,36 @@ struct Sequence {
     const float* scale = s > 0 ? later_scale.data : first_scale.data;
     const Element* before = states.data + s % 2 * rows * pitch;
     Element* after = states.data + (s + 1) % 2 * rows * pitch;
-    for (long turn = p0; turn < p1; ++turn) {
-      const long p = s % 2 ? p1 - 1 - (turn - p0) : turn;
-      const Panel panel = panel_of(a.w_hh[direction], p);
-      for (long i = 0; i < count;) {
-        const long n = next_tile(count - i);
-        const Element* from[kTileRows];
-        const float* start[kTileRows];
-        float* to[kTileRows];
-        for (long r = 0; r < n; ++r) {
-          start[r] = to[r] = gates + (p * stride + i + r) * kPanel;
-          if constexpr (P::kCopies)
-            from[r] = before + (i + r) * pitch;
-          else if (recurrent)
-            from[r] = s > 0 ? output(i + r, time(i + r, s - 1)) : a.h0 + (direction * a.batch + row.data[i + r].n) * a.hidden;
+    // What an h waits for is long. So its two halves are done for many units at once, that they overlap.
+    const long group = max_long(1, 8 / max_long(1, count));
+    for (long done = 0; done < p1 - p0; done += group) {
+      const long end = min_long(p1 - p0, done + group);
+      for (long turn = done; recurrent && turn < end; ++turn) {
+        const long p = s % 2 ? p1 - 1 - turn : p0 + turn;
+        const Panel panel = panel_of(a.w_hh[direction], p);
+        for (long i = 0; i < count;) {
+          const long n = next_tile(count - i);
+          const Element* from[kTileRows];
+          const float* start[kTileRows];
+          float* to[kTileRows];
+          for (long r = 0; r < n; ++r) {
+            start[r] = to[r] = gates + (p * stride + i + r) * kPanel;
+            if constexpr (P::kCopies)
+              from[r] = before + (i + r) * pitch;
+            else
+              from[r] = s > 0 ? output(i + r, time(i + r, s - 1)) : a.h0 + (direction * a.batch + row.data[i + r].n) * a.hidden;
+          }
+          tile_rows<P>(n, from, scale + i, panel, start, to);
+          i += n;
         }
-        if (recurrent) tile_rows<P>(n, from, scale + i, panel, start, to);
-        // What a row's h waits for is long; so each half is done for all rows of the tile, that they overlap.
-        for (long r = 0; r < n; ++r) renew_cell(to[r], cells(p, i + r));
-        for (long r = 0; r < n; ++r)
-          put_out(to[r], cells(p, i + r), output(i + r, time(i + r, s)) + p * kUnits,
-                  P::kCopies ? after + (i + r) * pitch + p * kUnits : nullptr, min_long(kUnits, a.hidden - p * kUnits));
-        i += n;
       }
+      const long low = s % 2 ? p1 - end : p0 + done, high = s % 2 ? p1 - done : p0 + end;
+      for (long p = low; p < high; ++p)
+        for (long r = 0; r < count; ++r) renew_cell(gates + (p * stride + r) * kPanel, cells(p, r));
+      for (long p = low; p < high; ++p)
+        for (long r = 0; r < count; ++r)
+          put_out(gates + (p * stride + r) * kPanel, cells(p, r), output(r, time(r, s)) + p * kUnits,
+                  P::kCopies ? after + r * pitch + p * kUnits : nullptr, min_long(kUnits, a.hidden - p * kUnits));
     }
   }
 
@@ -287,10 +296,16 @@ void run_stationary(const Plan& plan, long direction, long shares) {
 
 template <class P>
 void run(const QuantizedLstmArgs& a) {
-  const Plan plan(a);
-  // Below two rows a thread the weights, not the rows, are worth sharing out; a tiny layer is done before a thread wakes up.
-  const long threads = num_threads(), work = a.batch * a.hidden * (a.hidden + a.input);
-  if (a.directions < threads && a.batch < 2 * threads && work >= 100000) {
+  const long step = 4 * a.batch * a.hidden * a.hidden, work = a.time * (step + 4 * a.batch * a.hidden * a.input);
+  const long threads = a.directions * work < 1500000 ? 1 : num_threads();  // less is done before another thread wakes up
+  const Plan plan(a, threads);
+  if (threads == 1) {
+    for (long d = 0; d < a.directions; ++d) run_rows<P>(plan, d);
+    return;
+  }
+  // Below two rows a thread the weights, not the rows, are worth sharing out: where all steps take some 50 us, and each is long
+  // beside the wait for the others at its end.
+  if (a.directions < threads && a.batch < 2 * threads && work >= 7500000 && step >= 200000) {
     const long shares = min_long(threads, lstm_columns(a.hidden) / kPanel);
     for (long d = 0; d < a.directions; ++d) run_stationary<P>(plan, d, shares);
     return;

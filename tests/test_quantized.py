@@ -125,12 +125,14 @@ def test_every_half_is_widened_alike(restored: None) -> None:
 
 def quantized_answers(rng: np.random.Generator, batch: int, order: np.ndarray | None = None) -> list[np.ndarray]:
     """A linear layer and both kinds of LSTM on `batch` rows, which may be reordered."""
-    x = rng.normal(size=(9, batch, 96)).astype(np.float32)
-    lengths = rng.integers(0, 10, batch)
-    linear, bias = rng.normal(size=(500, 96)), rng.normal(size=500).astype(np.float32)
-    shapes = ((4 * 160, 96), (4 * 160, 160))
+    steps, hidden = 40 if batch == 1 else 5, 240  # enough for one row to be shared out among threads
+    x = rng.normal(size=(steps, batch, 96)).astype(np.float32)
+    lengths = rng.integers(0, steps + 1, batch)
+    lengths[0] = steps
+    linear, bias = rng.normal(size=(9000, 96)), rng.normal(size=9000).astype(np.float32)
+    shapes = ((4 * hidden, 96), (4 * hidden, hidden))
     w_ih, w_hh = ([rng.normal(size=shape) / 8 for _ in range(2)] for shape in shapes)
-    gates = [rng.normal(size=4 * 160).astype(np.float32) for _ in range(2)]
+    gates = [rng.normal(size=4 * hidden).astype(np.float32) for _ in range(2)]
     order = np.arange(batch) if order is None else order
     x, lengths = np.ascontiguousarray(x[:, order]), lengths[order]
     answers = []
