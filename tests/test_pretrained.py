@@ -52,6 +52,24 @@ def test_translates(translate: Any) -> None:
     assert "home" in str(rheme.load("translation", to="en")("Je ne veux pas rentrer à la maison."))
 
 
+def test_finds_the_language_and_the_model_of_each_text() -> None:
+    translate = rheme.load("translation", to="en")
+    found = translate(["Où est la gare ?", "车站在哪里？", "Where is the station?"])
+    assert [str(result) for result in found[1:]] == ["Where is the station?"] * 2
+    assert "station" in str(found[0])
+    assert found[2].warnings == ("out_of_domain",)
+    assert str(rheme.load("translation", to="zh")("I love you.")) == "我爱你。"
+    assert "aime" in str(rheme.load("translation", to="fr")("我爱你。"))
+
+
+def test_carries_through_what_is_no_language() -> None:
+    text = "# News\n\n* Write to bob@example.com before 5:30.\n* See <b>http://a.b/c?d=1</b>, {name}! 😀"
+    for code in ("fr", "zh"):
+        answer = str(rheme.load("translation", to=code)(text))
+        for kept in ("# ", "\n\n* ", "bob@example.com", "5:30", "<b>http://a.b/c?d=1</b>", "{name}", "😀"):
+            assert answer.count(kept) == text.count(kept), (kept, answer)
+
+
 def test_one_by_one(translate: Any, expected: list[tuple[str, float]]) -> None:
     assert [answers(translate, [text])[0] for text in sentences()] == expected
 
