@@ -18,6 +18,8 @@ from rheme import functional as F
 from rheme.autograd import Tensor
 from rheme.decoding import GenerationOptions
 from rheme.errors import InputError
+from rheme.models.classifier import ClassifierConfig, TextClassifier
+from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
 from rheme.models.text_vae import TextVAE, TextVAEConfig
@@ -69,14 +71,38 @@ def span_reader() -> tuple[Any, Callable[[Any, int], Any]]:
     return SpanReader(config), lambda model, seed: model.loss(batch, spans, counts, seed)
 
 
-MODELS = {"text_vae": vae, "seq2seq": seq2seq, "span_reader": span_reader}
+def pointer_generator() -> tuple[Any, Callable[[Any, int], Any]]:
+    config = PointerGeneratorConfig(vocab_size=23, embedding_size=6, encoder_size=5, decoder_size=7, copy_size=4)
+    return PointerGenerator(config), lambda model, seed: model.loss(IDS, LENGTHS, IDS, TARGETS, seed=seed)
+
+
+def classifier() -> tuple[Any, Callable[[Any, int], Any]]:
+    rng = np.random.default_rng(2)
+    config = ClassifierConfig(embedding_size=5, hidden_size=4, code_size=3, piece_dropout=0.1)
+    bag = rng.integers(0, 30, (7, 4)), rng.random((7, 4)).astype(np.float32)
+
+    def loss(model: Any, seed: int) -> Any:
+        logits = model(IDS, LENGTHS, *bag, seed=seed)
+        return F.neg(F.sum(F.log_softmax(logits)[:, 1])), 4, {}
+
+    return TextClassifier(config, pieces=23, features=30, labels=3), loss
+
+
+MODELS = {
+    "text_vae": vae,
+    "seq2seq": seq2seq,
+    "pointer_generator": pointer_generator,
+    "span_reader": span_reader,
+    "classifier": classifier,
+}
 
 
 def trained(name: str, device: str, steps: int = 3) -> tuple[Any, list[float]]:
     with nn.init_scope(1):
         model, loss_of = MODELS[name]()
     model.to(device).train()
-    optimizer, losses = optim.AdamW(model.parameters(), 1e-2), []
+    # Not AdamW: where a gradient is rounding alone (free bits), it makes a whole step of it, in any direction.
+    optimizer, losses = optim.SGD(model.parameters(), 0.1, momentum=0.9), []
     for step in range(steps):
         with nn.dropout_scope(0, step):
             loss, count, _ = loss_of(model, step)
@@ -92,8 +118,7 @@ def test_training_follows_the_cpu(name: str, cupy: Any) -> None:
     np.testing.assert_allclose(their_losses, losses, rtol=2e-5)
     for (label, ours), (_, theirs) in zip(here.named_parameters(), there.named_parameters(), strict=True):
         assert ops.on_gpu(theirs.data), label
-        # AdamW divides by the gradient's size: where that is rounding alone, a whole step may differ
-        assert np.median(np.abs(ours.data - down(theirs.data))) < 1e-6, label
+        np.testing.assert_allclose(down(theirs.data), ours.data, rtol=1e-4, atol=2e-6, err_msg=label)
     assert not ops.on_gpu(next(iter(there.to("cpu").parameters())).data)
 
 
@@ -120,7 +145,7 @@ def test_a_step_copies_nothing_to_the_host_but_its_figures(name: str, cupy: Any)
 
 
 def test_decoding_gives_the_cpus_texts(cupy: Any) -> None:
-    for name in ("text_vae", "seq2seq"):
+    for name in ("text_vae", "seq2seq", "pointer_generator"):
         here, there = trained(name, "cpu", 1)[0].eval(), trained(name, "cpu", 1)[0].to("cuda").eval()
         for options in (
             GenerationOptions(max_new_tokens=7),
@@ -135,7 +160,7 @@ def test_decoding_gives_the_cpus_texts(cupy: Any) -> None:
                 found = decoding.generate(model, state, 4, options, 1, 2, constraints, streams=range(4))
                 texts.append([[hypothesis.ids for hypothesis in one] for one in found])
             assert texts[0] == texts[1], f"{name} {options}"
-            assert cupy.counts["graph"], "no step was recorded as a graph"
+            assert bool(cupy.counts["graph"]) == (name != "pointer_generator"), "a step is recorded as a graph where it can be"
             cupy.counts.clear()
 
 

@@ -348,7 +348,7 @@ class SemanticAnalysis(Task):
         self.model.eval()
         with no_grad():
             for rows in batches.length_batches([len(text[0]) for text in encoded], _BATCH_TOKENS):
-                out[rows] = self._forward([encoded[k] for k in rows]).data
+                out[rows] = ops.to_host(self._forward([encoded[k] for k in rows]).data)
         return out
 
     def _logits(self, texts: Sequence[str]) -> Array:
