@@ -224,8 +224,7 @@ def lstm_in_bf16(given: dict[str, Any], grads: dict[str, Any]) -> list[np.ndarra
     return [y, *last.values()]
 
 
-def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) -> None:
-    """A rounding falls otherwise where float32 and float64 differ at a tie; so nearly all is equal, and all is near."""
+def persistent_cases(hidden: int, rng: np.random.Generator) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for t, n, r, reverse, lengths, state in (
         (5, 11, 2, False, True, True),
         (3, 8, 1, True, True, False),
@@ -234,10 +233,13 @@ def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) ->
     ):
         size = rng.integers(0, t + 1, n) if lengths else None
         given = cast(lstm_arguments(rng, t, n, 6, hidden, r, size, state), "float32") | {"reverse": reverse}
-        grads = {name: rng.normal(size=(r, n, hidden)) for name in ("dh_n", "dc_n")} | {
-            "dy": rng.normal(size=(t, n, r * hidden))
-        }
-        grads = cast(grads, "float32")
+        grads = {name: rng.normal(size=(r, n, hidden)) for name in ("dh_n", "dc_n")}
+        yield given, cast(grads | {"dy": rng.normal(size=(t, n, r * hidden))}, "float32")
+
+
+def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) -> None:
+    """RHEME_CUDA_LSTM=bf16. A rounding falls otherwise where float32 and float64 differ at a tie: nearly all is equal."""
+    for given, grads in persistent_cases(hidden, rng):
         (y, h, c), (_, dh, dc, *_) = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
         for got, want in zip((y, h, c, dh, dc), lstm_in_bf16(cast(given, "float64"), cast(grads, "float64")), strict=True):
             error = np.abs(got - want) / max(1e-3, np.abs(want).max(initial=0))
@@ -245,6 +247,15 @@ def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) ->
             assert np.median(error) < 1e-6
     empty = cast(lstm_arguments(rng, 3, 0, 6, hidden, 1, None, True), "float32")
     assert _cuda.lstm(**up(empty), packed=None, save=False)[0].shape == (3, 0, hidden)
+
+
+def persistent_lstm_equals_reference(hidden: int, rng: np.random.Generator) -> None:
+    """RHEME_CUDA_LSTM=fp32, to the bounds of the plain version."""
+    for given, grads in persistent_cases(hidden, rng):
+        forward, backward = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
+        want, want_back = run_lstm(reference, cast(given, "float64"), cast(grads, "float64"), True, True)
+        close(f"lstm {hidden}", forward, want, "float32", hidden + 6)
+        close(f"lstm_backward {hidden}", backward, want_back, "float32", 8 * hidden)
 
 
 def quantized_has_the_bits_of_the_cpu(rng: np.random.Generator) -> None:

@@ -114,15 +114,21 @@ def test_quantized_lstm_has_the_bits_of_the_cpu(rng: np.random.Generator, cupy: 
     checks.quantized_lstm_has_the_bits_of_the_cpu(rng)
 
 
-@pytest.mark.parametrize("hidden", [64, 256, *(pytest.param(h, marks=pytest.mark.slow) for h in (512, 768))])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("order", ["0", "1"])
-def test_persistent_lstm_is_the_rounded_one(
-    hidden: int, order: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hidden", [64, *(pytest.param(h, marks=pytest.mark.slow) for h in (128, 256, 384, 512, 768))])
+def test_persistent_lstm(
+    hidden: int, order: str, precision: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RHEME_CUDA_LSTM", "bf16")
+    monkeypatch.setenv("RHEME_CUDA_LSTM", precision)
+    if precision == "fp32" and hidden > 384:
+        hidden = 192
     with emulated(ORDER=order) as cupy:
-        checks.persistent_lstm_is_the_rounded_one(hidden, rng)
-        assert cupy.counts["launch lstm_persistent"] == cupy.counts["launch lstm_persistent_backward"] + 0 == 4
+        if precision == "bf16":
+            checks.persistent_lstm_is_the_rounded_one(hidden, rng)
+        else:
+            checks.persistent_lstm_equals_reference(hidden, rng)
+        assert cupy.counts["launch lstm_persistent"] == cupy.counts["launch lstm_persistent_backward"] == 4
         assert not cupy.counts["launch lstm_step"]
 
 
@@ -131,20 +137,22 @@ def test_persistent_lstm_is_chosen_by_the_table(cupy: Any, monkeypatch: pytest.M
     from rheme._cuda.persistent import chosen, shape_of
 
     assert not persistent.TABLE, "measured on a GPU: say on which in benchmarks/RESULTS.md, then change this test"
-    assert [h for h in range(8, 1100, 8) if shape_of(h)] == [32, 64, 96, 128, 192, 256, 384, 512, 640, 768]
+    sizes = [32, 64, 96, 128, 192, 256, 384, 512, 640, 768]
+    assert [h for h in range(8, 1100, 8) if shape_of(h, "bf16")] == sizes
+    assert [h for h in range(8, 1100, 8) if shape_of(h, "fp32")] == sizes[:7]
     assert chosen(256, 100, "float32") is None
     monkeypatch.setitem(persistent.TABLE, ("sm_90", 256), 8)
     assert chosen(256, 7, "float32") is None
-    assert chosen(256, 8, "float32") == shape_of(256)
+    assert chosen(256, 8, "float32") == shape_of(256, "fp32")
     assert chosen(256, 8, "float64") is None
     monkeypatch.setenv("RHEME_CUDA_LSTM", "plain")
     assert chosen(256, 8, "float32") is None
-    monkeypatch.setenv("RHEME_CUDA_LSTM", "bf16")
-    for hidden, dtype in ((100, "float32"), (256, "float64")):
-        with pytest.raises(RhemeError, match="RHEME_CUDA_LSTM=bf16: not for a hidden size of"):
+    for precision, hidden, dtype in (("bf16", 100, "float32"), ("bf16", 256, "float64"), ("fp32", 512, "float32")):
+        monkeypatch.setenv("RHEME_CUDA_LSTM", precision)
+        with pytest.raises(RhemeError, match=f"RHEME_CUDA_LSTM={precision}: not for a hidden size of"):
             chosen(hidden, 8, dtype)
     monkeypatch.setenv("RHEME_CUDA_LSTM", "fast")
-    with pytest.raises(RhemeError, match="give plain or bf16"):
+    with pytest.raises(RhemeError, match="give plain, fp32 or bf16"):
         chosen(256, 8, "float32")
 
 

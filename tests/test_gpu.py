@@ -47,12 +47,16 @@ def test_lstm_does_not_see_the_padding(rng: np.random.Generator) -> None:
     checks.lstm_does_not_see_the_padding(rng)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("hidden", [32, 64, 96, 128, 192, 256, 384, 512, 640, 768])
-def test_persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_persistent_lstm(hidden: int, precision: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     if int(_cuda.isa().removeprefix("sm_")) < 90:
         pytest.skip("no thread-block clusters before compute capability 9.0")
-    monkeypatch.setenv("RHEME_CUDA_LSTM", "bf16")
-    checks.persistent_lstm_is_the_rounded_one(hidden, rng)
+    monkeypatch.setenv("RHEME_CUDA_LSTM", precision)
+    if precision == "bf16":
+        checks.persistent_lstm_is_the_rounded_one(hidden, rng)
+    elif hidden <= 384:
+        checks.persistent_lstm_equals_reference(hidden, rng)
 
 
 def test_cross_entropy_equals_reference(dtype: str, rng: np.random.Generator) -> None:

@@ -1,0 +1,172 @@
+// The persistent LSTM in float throughout: weights in registers, products by fused multiply-adds, the exchange as in
+// lstm_persistent.cu. For hidden sizes whose weights fit into the registers of 16 blocks.
+//
+// Forward, a thread holds a quarter of a row of W_hh; backward, a part of a column of the block's own rows. Either way a thread
+// has kHidden / 4 weights, reads h (or dgates) of 8 rows as two broadcasts each, and the parts are added in order.
+#include "persistent.h"
+
+constexpr int kThreads = 16 * kUnits, kPairs = kUnits * kRows, kGates = 4 * kUnits;
+constexpr int kWeights = kHidden / 4;       // of a thread
+constexpr int kParts = kThreads / kHidden;  // backward: of a column
+static_assert(kThreads % 32 == 0 && kParts * kHidden == kThreads, "whole warps, whole columns");
+
+struct alignas(16) Quad {
+  float x[4];
+};
+
+// sum[n] += w x[n] for the 8 rows.
+RHEME_FN void multiply(float* sum, float w, const float* x) {
+  const Quad low = *reinterpret_cast<const Quad*>(x), high = *reinterpret_cast<const Quad*>(x + 4);
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    sum[n] = fmaf(w, low.x[n], sum[n]);
+    sum[n + 4] = fmaf(w, high.x[n], sum[n + 4]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
+    lstm_persistent(int64_t time, int64_t batch, int64_t directions, int64_t reverse, const int64_t* lengths,
+                    const int64_t* order, const float* w_hh, const float* bias, const float* h0, const float* c0, float* gates,
+                    float* cells, float* h_n, float* c_n, float* y) {
+  float* hidden = dynamic_shared<float>();     // [2][kHidden][kRows]: h before the even steps, before the odd ones
+  float* sums = hidden + 2 * kHidden * kRows;  // [4][kRows][kGates]: the parts of the pre-activations
+  float* staged = sums + 4 * kRows * kGates;   // [kUnits][kRows]: the new h of this block
+  const uint32_t rank = cluster_rank();
+  const int row = threadIdx.x % kGates, part = threadIdx.x / kGates;  // of W_hh: gate row / kUnits, unit row % kUnits
+  const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
+  const bool pair = threadIdx.x < kPairs;  // these threads have a unit of a row of the batch
+  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
+  float w[kWeights];
+  const float* from = w_hh + (q.r * 4 * kHidden + row / kUnits * kHidden + int(rank) * kUnits + row % kUnits) * kHidden;
+#pragma unroll
+  for (int k = 0; k < kWeights; ++k) w[k] = from[part * kWeights + k];
+  for (int i = threadIdx.x; i < kRows * kHidden; i += kThreads) {
+    const Sequence other = Sequence::of(i % kRows, time, batch, reverse, lengths, order);
+    hidden[i] = h0 && other.exists ? h0[(q.r * batch + other.n) * kHidden + i / kRows] : 0.0f;
+  }
+  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  float h = h0 && q.exists ? h0[state] : 0.0f, c = c0 && q.exists ? c0[state] : 0.0f, b[4], x[4] = {0, 0, 0, 0};
+  for (int i = 0; i < 4; ++i) b[i] = bias[(q.r * 4 + i) * kHidden + j];
+  const auto gate_at = [&](int64_t t) { return gates + ((q.r * time + t) * batch + q.n) * 4 * kHidden + j; };
+  const auto time_of = [&](int64_t s) { return q.backwards ? q.steps - 1 - s : s; };
+  const auto fetch = [&](int64_t s) {
+    const int64_t t = time_of(s);
+    if (pair && s < q.steps && t < q.length)
+      for (int i = 0; i < 4; ++i) x[i] = gate_at(t)[i * kHidden];
+  };
+  fetch(0);
+  cluster_arrive();  // every block runs, and its shared memory may be written
+  cluster_wait();
+  for (int64_t s = 0; s < q.steps; ++s) {
+    const float* before = hidden + s % 2 * kHidden * kRows + part * kWeights * kRows;
+    float* after = hidden + (s + 1) % 2 * kHidden * kRows;
+    float sum[kRows] = {0, 0, 0, 0, 0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < kWeights; ++k) multiply(sum, w[k], before + k * kRows);
+    for (int n = 0; n < kRows; ++n) sums[(part * kRows + n) * kGates + row] = sum[n];
+    __syncthreads();
+    const int64_t t = time_of(s);
+    const bool live = pair && t < q.length;
+    float g[4];
+    if (pair) {
+      for (int i = 0; i < 4; ++i) {
+        g[i] = x[i] + b[i];
+        for (int p = 0; p < 4; ++p) g[i] += sums[(p * kRows + column) * kGates + i * kUnits + unit];
+      }
+      if (live) lstm_cell<S>(g[0], g[1], g[2], g[3], c, h);
+      staged[unit * kRows + column] = h;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * kHidden; i += kThreads) {  // 16 bytes each, to every block
+      const int chunk = i % (2 * kUnits) * 4;
+      cluster_store(after + int(rank) * kPairs + chunk, uint32_t(i / (2 * kUnits)),
+                    *reinterpret_cast<const Words*>(staged + chunk));
+    }
+    cluster_arrive();
+    if (pair && q.exists) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = live ? h : 0.0f;
+    if (live && cells) {
+      for (int i = 0; i < 4; ++i) gate_at(t)[i * kHidden] = g[i];
+      cells[((q.r * time + t) * batch + q.n) * kHidden + j] = c;
+    }
+    fetch(s + 1);
+    cluster_wait();
+  }
+  if (!pair || !q.exists) return;
+  h_n[state] = h;
+  c_n[state] = c;
+  for (int64_t t = q.steps; t < time; ++t) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = 0.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
+    lstm_persistent_backward(int64_t time, int64_t batch, int64_t directions, int64_t reverse, const int64_t* lengths,
+                             const int64_t* order, const float* w_hh, const float* dy, const float* gates, const float* cells,
+                             const float* c0, float* dgates, float* dh, float* dc) {
+  float* parts = dynamic_shared<float>();    // [2][kCtas][kUnits][kRows]: of dh, from every block
+  float* own = parts + 2 * kHidden * kRows;  // [kGates][kRows]: this block's dgates
+  float* sums = own + kGates * kRows;        // [kParts][kRows][kHidden]
+  const uint32_t rank = cluster_rank();
+  const int to = threadIdx.x % kHidden, part = threadIdx.x / kHidden;
+  const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
+  const bool pair = threadIdx.x < kPairs;
+  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
+  float w[kWeights];
+#pragma unroll
+  for (int k = 0; k < kWeights; ++k) {
+    const int row = part * kWeights + k;
+    w[k] = w_hh[(q.r * 4 * kHidden + row / kUnits * kHidden + int(rank) * kUnits + row % kUnits) * kHidden + to];
+  }
+  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  float d_hidden = pair && q.exists ? dh[state] : 0.0f, d_cell = pair && q.exists ? dc[state] : 0.0f;
+  cluster_arrive();
+  cluster_wait();
+  for (int64_t s = q.steps - 1; s >= 0; --s) {
+    const int64_t t = q.backwards ? q.steps - 1 - s : s, at = (q.r * time + t) * batch + q.n;
+    float g[4] = {0, 0, 0, 0};
+    if (pair) {
+      if (t < q.length) {
+        for (int i = 0; i < 4; ++i) g[i] = gates[at * 4 * kHidden + i * kHidden + j];
+        const int64_t before = q.backwards ? t + 1 : t - 1;
+        const bool first = before < 0 || before >= q.length;
+        const float previous = first ? (c0 ? c0[state] : 0.0f) : cells[((q.r * time + before) * batch + q.n) * kHidden + j];
+        const float total = dy[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] + d_hidden;
+        lstm_cell_backward<S>(g[0], g[1], g[2], g[3], cells[at * kHidden + j], previous, total, d_cell);
+        d_hidden = 0.0f;
+      }
+      for (int i = 0; i < 4; ++i) own[(i * kUnits + unit) * kRows + column] = g[i];
+    }
+    __syncthreads();
+    float sum[kRows] = {0, 0, 0, 0, 0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < kWeights; ++k) multiply(sum, w[k], own + (part * kWeights + k) * kRows);
+    for (int n = 0; n < kRows; ++n) sums[(part * kRows + n) * kHidden + to] = sum[n];
+    __syncthreads();
+    float* there = parts + s % 2 * kHidden * kRows;
+    for (int i = threadIdx.x; i < kHidden; i += kThreads) {
+      Quad low, high;
+      for (int n = 0; n < 4; ++n) {
+        low.x[n] = sums[n * kHidden + i];
+        high.x[n] = sums[(n + 4) * kHidden + i];
+        for (int p = 1; p < kParts; ++p) {
+          low.x[n] += sums[(p * kRows + n) * kHidden + i];
+          high.x[n] += sums[(p * kRows + n + 4) * kHidden + i];
+        }
+      }
+      float* place = there + (int(rank) * kUnits + i % kUnits) * kRows;
+      cluster_store(place, uint32_t(i / kUnits), low.x[0], low.x[1]);
+      cluster_store(place + 2, uint32_t(i / kUnits), low.x[2], low.x[3]);
+      cluster_store(place + 4, uint32_t(i / kUnits), high.x[0], high.x[1]);
+      cluster_store(place + 6, uint32_t(i / kUnits), high.x[2], high.x[3]);
+    }
+    cluster_arrive();
+    if (pair && q.exists)
+      for (int i = 0; i < 4; ++i) dgates[at * 4 * kHidden + i * kHidden + j] = g[i];
+    cluster_wait();
+    if (pair)
+      for (int block = 0; block < kCtas; ++block) d_hidden += there[(block * kUnits + unit) * kRows + column];
+  }
+  if (!pair || !q.exists) return;
+  dh[state] = d_hidden;
+  dc[state] = d_cell;
+  for (int64_t t = q.steps; t < time; ++t)
+    for (int i = 0; i < 4; ++i) dgates[((q.r * time + t) * batch + q.n) * 4 * kHidden + i * kHidden + j] = 0.0f;
+}
