@@ -5,6 +5,7 @@
 Pairs that differ in case and punctuation alone are left out; a translation gives at most four pairs.
 """
 
+import itertools
 import random
 import re
 import sys
@@ -23,7 +24,7 @@ def main(paths: list[str]) -> None:
         for sentences in groups.values():
             texts = list(sentences)
             draw.shuffle(texts)
-            for a, b in list(zip(texts, texts[1:], strict=False))[:4]:
+            for a, b in list(itertools.pairwise(texts))[:4]:
                 if re.sub(r"\W+", " ", a.lower()) != re.sub(r"\W+", " ", b.lower()):
                     pairs[min(a, b), max(a, b)] = None
     rows = list(pairs)

@@ -467,8 +467,8 @@ class LSTM(Module):
             elif weights[0][0].packed is None:
                 x, h, c = F.lstm(x, weights, lengths, h, c, packed=self._packed(layer, weights))
             else:
-                start = (None, None) if h is None or c is None else (h.data, c.data)
-                found = ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *start)
+                first = (None, None) if h is None or c is None else (h.data, c.data)
+                found = ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *first)
                 x, h, c = Tensor(found[0]), Tensor(found[1]), Tensor(found[2])
             h_n.append(h)
             c_n.append(c)

@@ -114,6 +114,7 @@ class Summarization(Task):
         ids = {"vocab_size": len(self.tokenizer), "pad_id": self.tokenizer.pad_id}
         ids |= {"bos_id": self.tokenizer.bos_id, "eos_id": self.tokenizer.eos_id}
         self.config.model = msgspec.structs.replace(self.config.model, **ids)
+        self._unwritable, self._digits = self.tokenizer.unwritable, Digits(self.tokenizer.surfaces)
         self.model = PointerGenerator(self.config.model)
 
     def _summaries(self, examples: Sequence[tuple[str, str]]) -> list[str]:
@@ -183,9 +184,9 @@ class Summarization(Task):
         if extract is not None:
             return [self._extracted(text, extract, max_words, settings) for text in inputs]
         documents = [self._document(text, settings) for text in inputs]
-        constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self.tokenizer.unwritable)
+        constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self._unwritable)
         limit = None if max_words is None else WordLimit(max_words, settings.forbid, self.tokenizer)
-        faithful = FaithfulNumbers(self.model, Digits(self.tokenizer.surfaces))
+        faithful = FaithfulNumbers(self.model, self._digits)
         wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))
         jobs = [i for i, document in enumerate(documents) if document.ids]
         found: dict[int, list[decoding.Hypothesis]] = {}
