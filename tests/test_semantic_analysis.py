@@ -534,3 +534,14 @@ def test_training_with_texts_without_labels(tmp_path: Path) -> None:
     assert [r.to_dict() for r in task(texts)] == [task(text).to_dict() for text in texts]
     with pytest.raises(InputError, match="takes one label a text"):
         small(tmp_path, tickets(60), "many", task={"model": model, "multi_label": True})
+
+
+def test_the_bundled_sentence_codes(emotions: Any) -> None:
+    codes = rheme.load("semantic-analysis", objective="similarity")
+    near, far = codes.similarity(
+        [("I am really hungry.", "I'm famished."), ("I am really hungry.", "The train leaves at ten.")]
+    )
+    assert near > far + 0.3
+    lines = ["The train leaves at ten.", "I feel hungry.", "He plays the guitar."]
+    assert codes.neighbours("I want to eat.", lines, 1)[0][0] == 1
+    assert emotions.config.objective == "labels"  # what is loaded when nothing is asked for
