@@ -166,3 +166,52 @@ def test_a_child_of_fork_computes() -> None:
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=dict(os.environ))
+
+
+# The reader -------------------------------------------------------------------------------------------------------------------
+
+TESLA = (
+    "Nikola Tesla was born on 10 July 1856 in Smiljan. He studied engineering and physics in the 1870s without receiving a "
+    "degree. In 1884 he immigrated to the United States, where he became a naturalized citizen. He worked for a short time at "
+    "the Edison Machine Works in New York City before he struck out on his own."
+)
+ASKED = [
+    ("When was Nikola Tesla born?", "10 July 1856"),
+    ("What did Tesla study?", "engineering and physics"),
+    ("When did he immigrate to the United States?", "1884"),
+    ("Where did he work for a short time?", "Edison Machine Works"),
+]
+
+
+@pytest.fixture(scope="module")
+def reader() -> Any:
+    return rheme.load("question-answering")
+
+
+def test_answers_questions(reader: Any) -> None:
+    results = reader([(question, TESLA) for question, _ in ASKED])
+    found = [result.text for result in results]
+    assert sum(wanted in text for text, (_, wanted) in zip(found, ASKED, strict=True)) >= 3, found
+    assert all(TESLA[result.extra["start"] : result.extra["end"]] == result.text for result in results)
+    assert reader(("Who painted the ceiling of the chapel?", TESLA)).text == ""
+
+
+def test_the_reader_gives_the_same_bits_however_it_is_asked(reader: Any) -> None:
+    contexts = [TESLA, f"{TESLA} " * 12, " ".join(sentences()), "Short."]
+    asked = [(question, context) for question, _ in ASKED for context in contexts]
+    expected = reader.answer(asked, top_k=3, no_answer_threshold=0.0)
+    assert [reader.answer([one], top_k=3, no_answer_threshold=0.0)[0] for one in asked] == expected
+    assert reader.answer(asked[::-1], top_k=3, no_answer_threshold=0.0) == expected[::-1]
+    for isa in {"avx2", "avx512"} & set(_core.available_isas()):
+        for threads in (1, 3):
+            _core.set_isa(name=isa)
+            _core.set_num_threads(n=threads)
+            assert reader.answer(asked, top_k=3, no_answer_threshold=0.0) == expected, (isa, threads)
+
+
+def test_the_reader_is_small() -> None:
+    folder = rheme.tasks.bundled()["question-answering-en"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
+    card = (folder / "README.md").read_text()
+    assert "license: cc-by-sa-4.0" in card
+    assert "## Limits" in card
