@@ -275,6 +275,7 @@ def test_same_seed_same_weights(data: Path, tmp_path: Path, capsys: Captured) ->
     ("content", "message"),
     [
         (b"The cat.\tLe chat.\nThe dog.\n", "x.tsv:2:9: 1 of 2 columns"),
+        (b"The cat.\tLe chat.\nThe dog.\t\n", "x.tsv:2:10: column 2 is empty"),
         (b"The cat.\tLe chat.\nThe caf\xe9.\tLe caf\xe9.\n", "x.tsv:2:8: byte 0xe9 is not UTF-8"),
         (b"", "x.tsv:1: the file is empty"),
     ],

@@ -70,7 +70,6 @@ def test_nothing_to_translate_needs_no_model(translator: Any, monkeypatch: pytes
     assert (result.text, result.warnings) == ("你好 😀", ("out_of_domain",))
 
 
-@pytest.mark.xfail(strict=False, reason="open: stand-ins and repeated pieces of an untrained model")
 def test_unknown_characters_are_copied(translator: Any) -> None:
     for text in ("😀 The cat", "The cat 😀", "The cat 😀😀 is"):
         result = translator(text, to="fr")
@@ -284,7 +283,6 @@ def test_layout_is_kept(translator: Any) -> None:
     assert re.sub(r"[^\s#*]+( [^\s#*]+)*", "x", re.sub(r"(?m)^\d\.", "#", answer)) == shape
 
 
-@pytest.mark.xfail(strict=False, reason="open: stand-ins and repeated pieces of an untrained model")
 def test_a_line_of_thousands_of_words(translator: Any) -> None:
     """Mixed scripts and emoji among them; each comes out, in its order."""
     rng = random.Random(1)
@@ -295,7 +293,6 @@ def test_a_line_of_thousands_of_words(translator: Any) -> None:
     assert len(re.findall(r"(?<!\d)5(?!\d)", answer)) >= words.count("5")
 
 
-@pytest.mark.xfail(strict=False, reason="open: stand-ins and repeated pieces of an untrained model")
 def test_a_glossary_is_kept_to(translator: Any) -> None:
     glossary = {"the station": "la Grande Gare", "Cat": "félin", "dogs": "chiens"}
     for text, wanted, other in (
