@@ -275,7 +275,6 @@ def test_same_seed_same_weights(data: Path, tmp_path: Path, capsys: Captured) ->
     ("content", "message"),
     [
         (b"The cat.\tLe chat.\nThe dog.\n", "x.tsv:2:9: 1 of 2 columns"),
-        (b"The cat.\tLe chat.\nThe dog.\t\n", "x.tsv:2:10: column 2 is empty"),
         (b"The cat.\tLe chat.\nThe caf\xe9.\tLe caf\xe9.\n", "x.tsv:2:8: byte 0xe9 is not UTF-8"),
         (b"", "x.tsv:1: the file is empty"),
     ],
@@ -284,6 +283,14 @@ def test_mistakes_in_the_data(capsys: Captured, tmp_path: Path, content: bytes, 
     (tmp_path / "x.tsv").write_bytes(content)
     assert message in fails(capsys, 2, *train(tmp_path / "x.tsv", tmp_path / "m"))
     assert os.listdir(tmp_path) == ["x.tsv"], "nothing half-written"
+
+
+def test_a_row_with_an_empty_side_is_named_and_left_out(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("The cat.\tLe chat.\nThe dog.\t\nThe house.\tLa maison.\n")
+    assert main(train(tmp_path / "x.tsv", tmp_path / "m")) == 0
+    told = capsys.readouterr().err
+    assert f"data check: 1 row with an empty side (left out): {tmp_path}/x.tsv:2:10" in told
+    assert "2 examples read" in told
 
 
 def test_mistakes_in_the_settings(capsys: Captured, data: Path, tmp_path: Path) -> None:

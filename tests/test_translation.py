@@ -78,7 +78,9 @@ def test_unknown_characters_are_copied(translator: Any) -> None:
     assert "out_of_domain" not in translator("The cat", to="fr").warnings
     assert "Łódź" in translator("The dog, Łódź.", to="fr").text, "a word with an unknown letter is copied whole"
     parts = translator._cutter.parts("The “cat” is bïg—here")
-    assert len(parts) == 1, "quotes, dashes and accents are written plainer rather than copied"
+    assert all(part.ids or not part.text.strip() for part in parts), (
+        "quotes, dashes and accents are written plainer, not copied"
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_a_line_of_thousands_of_words(translator: Any) -> None:
     """Mixed scripts and emoji among them; each comes out, in its order."""
     rng = random.Random(1)
     words = [rng.choice(["the", "cat", "house,", "big", "5", "你好", "😀", "вокзал", "dog.", "{x}"]) for _ in range(2000)]
-    answer = translator(" ".join(words), to="fr", num_beams=1).text
+    answer = translator(" ".join(words), to="fr", num_beams=1, max_new_tokens=60).text
     kept = ("你好", "😀", "вокзал", "{x}")
     assert re.findall("|".join(map(re.escape, kept)), answer) == [word for word in words if word in kept]
     assert len(re.findall(r"(?<!\d)5(?!\d)", answer)) >= words.count("5")

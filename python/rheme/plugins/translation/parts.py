@@ -7,8 +7,9 @@ does not know. Where it can, a URL, an address or a placeholder stays in its sen
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rheme.text.sentences import SENTENCE, Form, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
@@ -142,20 +143,24 @@ class Cutter:
         if len(ids) <= self._limit:
             yield self._part(text, ids, terms)
             return
-        yield Part(text[: len(text) - len(text.lstrip())])
-        for index, chunk in enumerate(self._tokenizer.decode(self._chunks(ids))):
+        space = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+        if space[0]:
+            yield Part(space[0])
+        lost = Counter(_wanted(text, terms))  # of these, terms that are cut in two: the first part answers for them
+        parts = [self._part(chunk, None, terms) for chunk in self._tokenizer.decode(self._chunks(ids))]
+        lost.subtract(term for part in parts for term in part.require if term in lost)
+        for index, part in enumerate(parts):
             if index:
                 yield Part(" ")
-            yield self._part(chunk, None, terms)
-        yield Part(text[len(text.rstrip()) :])
+            yield part if index else replace(part, require=(*part.require, *lost.elements()))
+        if space[1]:
+            yield Part(space[1])
 
     def _part(self, text: str, ids: list[int] | None, terms: Mapping[str, str]) -> Part:
         plain, form = to_sentence(text) if self._whole_sentences else (text, SENTENCE)
         if ids is None or form != SENTENCE:
             ids = self._tokenizer.encode([plain])[0]
-        numbers = tuple(_NUMBER.findall(text))
-        wanted = tuple(term for source, term in terms.items() for _ in range(count(source, text.casefold())))
-        return Part(text, ids, form, (*numbers, *wanted))
+        return Part(text, ids, form, (*_NUMBER.findall(text), *_wanted(text, terms)))
 
     def _known(self, text: str) -> list[tuple[str, bool]]:
         """Runs of the text that the tokenizer knows, and runs that training never saw, to be copied.
@@ -199,6 +204,11 @@ class Cutter:
             chunks.append(ids[:cut])
             ids = ids[cut:]
         return [*chunks, ids]
+
+
+def _wanted(text: str, terms: Mapping[str, str]) -> list[str]:
+    """What a translation of the text must hold by the glossary, as often as its terms stand in the text."""
+    return [wanted for term, wanted in terms.items() for _ in range(count(term, text.casefold()))]
 
 
 def count(term: str, text: str) -> int:
