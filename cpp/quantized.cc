@@ -91,7 +91,8 @@ static void linear_part(const QuantizedLinearArgs& a, const PreparedRows<P>& x, 
   alignas(64) float edge[kTileRows][kPanel], bias[kPanel] = {};
   for (long p = p0; p < p1; ++p) {
     const long first = p * kPanel, columns = min_long(kPanel, a.weight.c - first);
-    for (long j = 0; a.bias && j < columns; ++j) bias[j] = a.bias[first + j];
+    if (a.bias)
+      for (long j = 0; j < columns; ++j) bias[j] = a.bias[first + j];
     const Panel panel = panel_of(a.weight, p);
     for (long i = m0; i < m1;) {
       const long rows = next_tile(m1 - i);

@@ -213,6 +213,8 @@ struct Int8 {
   template <int MR, int NV>
   RHEME_FN void tile(const Element* const* a, const float* row_scale, const Panel& panel, const float* const* start,
                      float* const* out, long column) {
+    // A single row waits for its weights: those of the next panel are asked for while this one ends.
+    constexpr long kAhead = 16;         // quads
     constexpr int U = MR == 1 ? 2 : 1;  // chains enough to hide the latency of an addition
     const long quads = ceil_div(panel.k, 4);
     const int8_t* w = static_cast<const int8_t*>(panel.data) + column * 4;
@@ -232,6 +234,8 @@ struct Int8 {
     for (; i + U <= quads; i += U) {
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u) {
+        if (MR == 1)
+          for (long line = 0; line < NV * S::W * 4; line += 64) __builtin_prefetch(w + (i + u + kAhead) * kPanel * 4 + line);
         Quads q[NV];
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) q[j] = Quads::load(w + ((i + u) * kPanel + j * S::W) * 4);

@@ -125,7 +125,7 @@ def test_every_half_is_widened_alike(restored: None) -> None:
 
 def quantized_answers(rng: np.random.Generator, batch: int, order: np.ndarray | None = None) -> list[np.ndarray]:
     """A linear layer and both kinds of LSTM on `batch` rows, which may be reordered."""
-    steps, hidden = 40 if batch == 1 else 5, 240  # enough for one row to be shared out among threads
+    steps, hidden = (40, 384) if batch == 1 else (5, 240)  # enough for one row to be shared out among threads
     x = rng.normal(size=(steps, batch, 96)).astype(np.float32)
     lengths = rng.integers(0, steps + 1, batch)
     lengths[0] = steps

@@ -317,6 +317,11 @@ def test_evaluate(analyze: Any, tmp_path: Path) -> None:
     assert (tmp_path / "c.tsv").read_text().splitlines()[-1].startswith("unknown\t")
 
 
+def test_evaluating_on_other_labels(analyze: Any) -> None:
+    with pytest.raises(InputError, match=r"no example has a label of this model \(billing, login, praise.*'DESC'"):
+        analyze.evaluate([("text", "DESC"), ("more", "HUM")])
+
+
 def test_reading(analyze: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a", "label": "b"}\n')

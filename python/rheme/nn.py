@@ -447,32 +447,30 @@ class LSTM(Module):
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
         x = F.as_tensor(x)
-        if x.ndim != 3 or x.shape[2] != self.input_size:
-            raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {x.shape}")
-        r, rows = self.num_directions, self.num_layers * self.num_directions
+        shape, r, whole = x.shape, self.num_directions, self.num_layers == 1
+        if len(shape) != 3 or shape[2] != self.input_size:
+            raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {shape}")
         h0, c0 = (None, None) if state is None else (F.as_tensor(state[0]), F.as_tensor(state[1]))
+        wanted = (self.num_layers * r, shape[1], self.hidden_size)
         for name, start in (("h", h0), ("c", c0)):
-            if start is not None and start.shape != (rows, x.shape[1], self.hidden_size):
-                raise ValueError(f"state: expected {name} of shape {(rows, x.shape[1], self.hidden_size)}, got {start.shape}")
+            if start is not None and start.shape != wanted:
+                raise ValueError(f"state: expected {name} of shape {wanted}, got {start.shape}")
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             weights = self._weights(layer)
-            whole = self.num_layers == 1
-            part = slice(layer * r, (layer + 1) * r)
-            h = h0 if h0 is None or whole else h0[part]
-            c = c0 if c0 is None or whole else c0[part]
+            h = h0 if h0 is None or whole else h0[layer * r : (layer + 1) * r]
+            c = c0 if c0 is None or whole else c0[layer * r : (layer + 1) * r]
             x = x if layer == 0 else self.dropout(x)
             if grad_enabled():
                 x, h, c = F.lstm(x, weights, lengths, h, c)
             elif weights[0][0].packed is None:
                 x, h, c = F.lstm(x, weights, lengths, h, c, packed=self._packed(layer, weights))
             else:
-                first = (None, None) if h is None or c is None else (h.data, c.data)
-                found = ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *first)
-                x, h, c = Tensor(found[0]), Tensor(found[1]), Tensor(found[2])
+                before = None if h is None else h.data, None if c is None else c.data
+                x, h, c = map(Tensor, ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *before))
             h_n.append(h)
             c_n.append(c)
-        if self.num_layers == 1:
+        if whole:
             return x, (h_n[0], c_n[0])
         return x, (F.concat(h_n), F.concat(c_n))
 

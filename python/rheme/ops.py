@@ -881,17 +881,18 @@ def reduce_to(dy: Array, shape: tuple[int, ...]) -> Array:
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Arrays of one shape but for `axis`, joined along it."""
-    first = next((x for x in arrays if on_gpu(x)), arrays[0])
-    arrays = [asarray(x, like=first) for x in arrays]
+    first = arrays[0]
     axis = axis % builtins.max(first.ndim, 1)
-    for x in arrays:
-        if x.dtype != first.dtype:
+    shape = list(first.shape)
+    for x in arrays[1:]:
+        if x.dtype is not first.dtype and x.dtype != first.dtype:
             raise TypeError(f"concat: dtypes {first.dtype} and {x.dtype} differ")
-        if x.ndim != first.ndim or x.shape[:axis] + x.shape[axis + 1 :] != first.shape[:axis] + first.shape[axis + 1 :]:
+        size = x.shape[axis] if x.ndim == first.ndim else -1
+        shape[axis] += size
+        if size < 0 or (*first.shape[:axis], size, *first.shape[axis + 1 :]) != x.shape:
             raise ValueError(f"concat: shapes {first.shape} and {x.shape} differ elsewhere than on axis {axis}")
-    size = builtins.sum(x.shape[axis] for x in arrays)
-    out = empty((*first.shape[:axis], size, *first.shape[axis + 1 :]), first.dtype, first)
-    if backend(out) is _core:
+    out = empty(shape, first.dtype, first)
+    if type(out) is np.ndarray:
         return np.concatenate(arrays, axis, out=out)
     lead, start = (builtins.slice(None),) * axis, 0
     for x in arrays:

@@ -505,6 +505,12 @@ class SemanticAnalysis(Task):
             scores = [_score(example[2]) for example in examples] if len(examples[0]) > 2 else None
             return measuring.pairs(self.codes(texts), self.tokenizer.features.encode(texts), scores)
         texts, wanted = [example[0] for example in examples], [self._labels_of(example[1]) for example in examples]
+        known = {*self.config.labels, self.config.out_of_scope}
+        if not any(known.intersection(labels) for labels in wanted):
+            raise InputError(
+                f"no example has a label of this model ({', '.join(self.config.labels[:5])}, ...); the first one is labelled "
+                f"{examples[0][1][:40]!r}: another model, or another column (--fields)?"
+            )
         rows = self._probabilities(self._logits(texts))
         figures: dict[str, float | str] = {"texts": len(examples)}
         if self.config.multi_label:
