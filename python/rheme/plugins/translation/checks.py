@@ -8,7 +8,7 @@ from rheme.plugins.translation.parts import Part
 from rheme.text.languages import in_script
 from rheme.text.tokenizer import Tokenizer
 
-# A mean probability of a piece, below which a translation is marked: 1 to 2 % of held-out sentences (French), 5 to 15 % (Chinese).
+# A mean probability of a piece below which a translation is marked: 1 to 2 % of held-out French ones, 5 to 15 % of Chinese.
 _DOUBTFUL = 0.3
 
 
