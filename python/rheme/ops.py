@@ -880,11 +880,14 @@ def reduce_to(dy: Array, shape: tuple[int, ...]) -> Array:
 
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
-    """Arrays of one shape but for `axis`, joined along it."""
-    first = arrays[0]
+    """Arrays of one shape but for `axis`, joined along it, on a GPU where one of them is."""
+    first = next((x for x in arrays if type(x) is not np.ndarray and on_gpu(x)), arrays[0])
+    if type(first) is not np.ndarray:
+        arrays = [asarray(x, like=first) for x in arrays]
     axis = axis % builtins.max(first.ndim, 1)
-    shape = list(first.shape)
-    for x in arrays[1:]:
+    shape = [*first.shape]
+    shape[axis] = 0
+    for x in arrays:
         if x.dtype is not first.dtype and x.dtype != first.dtype:
             raise TypeError(f"concat: dtypes {first.dtype} and {x.dtype} differ")
         size = x.shape[axis] if x.ndim == first.ndim else -1
