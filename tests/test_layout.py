@@ -25,6 +25,7 @@ LAYERS = TENSORS | {"nn"}
 LOOPS = LAYERS | {"optim", "text", "storage", "decoding"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "pictures": {"errors"},
     "_cuda": {"_core"},
     "ops": {"_core", "_cuda"},
     "autograd": ARRAYS,
@@ -41,11 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sklearn": {"tasks", "training", "latent"},
     "metrics": ARRAYS | {"text"},
     "training": LOOPS | {"tasks"},
-    "latent": LOOPS,
-    "doctor": LOOPS,
+    "latent": LOOPS | {"pictures"},
+    "doctor": LOOPS | {"pictures"},
     "quantization": LAYERS | {"storage"},
     "tasks": ARRAYS | {"storage", "text", "nn", "autograd", "quantization"},
-    "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "calibration", "latent", "doctor"},
+    "plugins": LOOPS | {"models", "tasks", "training", "evaluation", "metrics", "calibration", "latent", "doctor", "pictures"},
     "cli": {"conformance", "tasks", "training", "storage", "text", "ops", "latent", "doctor", "_core", "_cuda"},
     "__init__": {"tasks", "training", "storage", "nn", "ops", "optim", "functional", "autograd", "models", "decoding", "_core"},
     "__main__": {"cli"},

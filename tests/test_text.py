@@ -314,3 +314,11 @@ def test_pad() -> None:
     assert ids.dtype == lengths.dtype == np.int64
     assert ids.flags.c_contiguous
     assert batches.pad([[], []])[0].shape == (0, 2)
+
+
+def test_shifted_is_what_a_decoder_reads_and_writes() -> None:
+    read, wanted, lengths = batches.shifted([[7, 8], np.array([9], np.int32), []], bos=1, eos=2, pad_id=0)
+    assert read.T.tolist() == [[1, 7, 8], [1, 9, 0], [1, 0, 0]]
+    assert wanted.T.tolist() == [[7, 8, 2], [9, 2, -1], [2, -1, -1]]
+    assert lengths.tolist() == [3, 2, 1]
+    assert read.dtype == wanted.dtype == np.int64

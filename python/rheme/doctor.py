@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rheme import pictures
 from rheme.errors import InputError
 
 State = Literal["healthy", "collapsed", "collapsing", "weak", "young", "no code"]
@@ -143,12 +144,9 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
     if not seen:
         return None
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+        figure = pictures.figure(9, 6)
+    except InputError:
         return None
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
     steps = [entry["step"] for entry in seen]
     panels = (

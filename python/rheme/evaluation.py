@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme import ops
-from rheme.text.batches import length_batches, pad
+from rheme.text.batches import length_batches, shifted
 
 Array = NDArray[Any]
 
@@ -78,8 +78,8 @@ def evaluate_vae(
     reconstruction, log_evidence = np.empty(count), np.empty(count)
     first_draw = np.empty((count, size))
     for batch in length_batches([len(s) + 1 for s in sentences], batch_tokens):
-        ids_in, _ = pad([[config.bos_id, *sentences[i]] for i in batch], config.pad_id)
-        ids_out, lengths = pad([[*sentences[i], config.eos_id] for i in batch], -1)
+        some = [sentences[i] for i in batch]
+        ids_in, ids_out, lengths = shifted(some, config.bos_id, config.eos_id, config.pad_id)
         if not size:
             reconstruction[batch] = model.reconstruction(ids_in, ids_out, lengths, None)
             continue
@@ -130,8 +130,8 @@ def sentence_nll(
     config, found = model.config, np.empty(len(sentences))
     model.eval()
     for batch in length_batches([len(s) + 1 for s in sentences], batch_tokens):
-        ids_in, _ = pad([[config.bos_id, *sentences[i]] for i in batch], config.pad_id)
-        ids_out, lengths = pad([[*sentences[i], config.eos_id] for i in batch], -1)
+        some = [sentences[i] for i in batch]
+        ids_in, ids_out, lengths = shifted(some, config.bos_id, config.eos_id, config.pad_id)
         if not config.latent_size:
             found[batch] = model.reconstruction(ids_in, ids_out, lengths, None)
             continue

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import ops
+from rheme import ops, pictures
 from rheme.errors import InputError
 from rheme.text.batches import length_batches, pad
 
@@ -132,14 +132,8 @@ class LatentSpace:
 
     def picture(self, texts: Sequence[str], path: str | Path, labels: Sequence[str] | None = None) -> Path:
         """The map as a picture; labels colour the points. InputError where matplotlib is not installed."""
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise InputError("a picture needs matplotlib: pip install 'rheme[plot]'") from None
+        figure = pictures.figure(8, 8)
         places = self.map(texts)
-        figure = Figure(figsize=(8, 8), layout="constrained")
-        FigureCanvasAgg(figure)
         ax = figure.subplots()
         names = labels or [""] * len(texts)
         for name in dict.fromkeys(names):
@@ -153,10 +147,7 @@ class LatentSpace:
                 ax.annotate(shown.replace("$", r"\$"), (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
         ax.set_xlabel("first principal axis")
         ax.set_ylabel("second principal axis")
-        try:
-            figure.savefig(str(path), dpi=110)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: the picture cannot be written: {error}") from None
+        pictures.save(figure, path)
         return Path(path)
 
 

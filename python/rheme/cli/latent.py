@@ -247,13 +247,9 @@ def doctor_command(
     """Say whether a text VAE uses its latent code."""
     from pathlib import Path
 
-    from rheme import doctor, tasks
+    from rheme import doctor
 
-    task = tasks.load(None, model_folder) if model_folder else tasks.load("generation")
-    if threads is not None:
-        from rheme import _core
-
-        _core.set_num_threads(n=threads)
+    task = open_task(None if model_folder else "generation", model_folder, threads, "cpu")
     examine = getattr(task, "examine", None)
     if examine is None:
         raise InputError(f"{model_folder}: a model for {task.name!r} has no latent code of sentences to examine")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from rheme.cli.writing import chosen, decoding_options, model_options, open_task, stdin_batches
+from rheme.cli.writing import chosen, constraint_options, decoding_options, model_options, open_task, stdin_batches
 from rheme.errors import InputError
 
 _ROWS = 256  # documents of a file answered together
@@ -37,8 +37,7 @@ def _documents(sources: tuple[str, ...], lines: bool | None) -> Iterator[list[tu
 @click.argument("sources", nargs=-1, metavar="FILE…|-")
 @click.option("--max-words", type=click.IntRange(min=1), help="Words of a summary, at most.")
 @click.option("--extract", type=click.IntRange(min=1), metavar="N", help="Choose N sentences instead of writing.")
-@click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to write; may be given again.")
-@click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase to write; may be given again.")
+@constraint_options
 @click.option("--coverage-penalty", type=click.FloatRange(min=0), help="How much a beam loses for what it leaves unread.")
 @click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
 @click.option("--lines/--whole", "lines", default=None, help="A document a line (as with -), or a file (as with FILE).")
@@ -69,8 +68,8 @@ def summarize_command(
         settings,
         max_words=max_words,
         extract=extract,
-        forbid=list(forbid) or None,
-        require=list(require) or None,
+        forbid=forbid or None,
+        require=require or None,
         coverage_penalty=coverage_penalty,
         num_return_sequences=num_return_sequences,
         num_beams=num_beams,

@@ -36,8 +36,18 @@ def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def open_task(name: str, model: str | None, threads: int | None, device: str, **options: Any) -> Any:
-    """The task with its model, on its device."""
+def constraint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Words that a text must not hold, or must."""
+    for option in (
+        click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again."),
+        click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_task(name: str | None, model: str | None, threads: int | None, device: str, **options: Any) -> Any:
+    """The task with its model, on its device. name None: whatever the model's folder is for."""
     from rheme import tasks
 
     if threads is not None:
@@ -107,8 +117,7 @@ def inputs(texts: tuple[str, ...]) -> Iterator[list[str]]:
 @click.option("--from", "from_", help="Language of the texts (default: found for each one).")
 @click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
 @click.option("--glossary", metavar="FILE", help="TSV: a term, and what a translation of a text with it must hold.")
-@click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again.")
-@click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again.")
+@constraint_options
 @click.option("--prefix", help="How each translation begins.")
 @decoding_options
 @model_options
@@ -166,8 +175,7 @@ def translate_command(
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same sentences.")
 @click.option("--prompt", help="How each sentence begins.")
-@click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again.")
-@click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again.")
+@constraint_options
 @click.option("--like", metavar="TEXT", help="Variations of a sentence; --temperature says how far from it (default 1).")
 @decoding_options
 @model_options

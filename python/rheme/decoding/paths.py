@@ -49,6 +49,11 @@ class Hypothesis:
     repeating: bool = False
     token_scores: tuple[float, ...] = ()
 
+    @property
+    def confidence(self) -> float:
+        """exp of the mean log-probability of a piece (the end is one), in (0, 1]."""
+        return math.exp(min(0.0, self.score / max(len(self.token_scores), 1)))
+
 
 @dataclass(slots=True)
 class Path:

@@ -114,11 +114,6 @@ class TextClassifier(nn.Module):
     def _embed(self, ids: Ids) -> Tensor:
         return F.mul(self.embedding(ids), self._input_scale)
 
-    def code(self, ids: Ids, lengths: Ids, seed: int = 0) -> Tensor:
-        """What the output layer sees: (N, code_size), or (N, 4H)."""
-        pooled = self.pooled(ids, lengths, seed)
-        return pooled if self.inner is None else F.tanh(self.inner(self.dropout(pooled)))
-
     def bag_logits(self, rows: Ids, weights: Array) -> Tensor:
         """rows (K, N) of n-grams and their weights (K, N) -> (N, labels)."""
         values = self.bag(rows)
@@ -129,14 +124,15 @@ class TextClassifier(nn.Module):
 
     def forward(self, ids: Ids, lengths: Ids, rows: Ids, weights: Array, seed: int = 0) -> Tensor:
         """Logits (N, labels)."""
-        logits = None
-        if self.config.hidden_size:
-            logits = self.output(self.dropout(self.code(ids, lengths, seed)))
-        if self.config.bag:
-            bag = self.bag_logits(rows, weights)
-            logits = F.add(bag, self.bias) if logits is None else F.add(logits, bag)
-        assert logits is not None
-        return logits
+        if not self.config.hidden_size:
+            return F.add(self.bag_logits(rows, weights), self.bias)
+        return self.logits_of(self.pooled(ids, lengths, seed), rows, weights)
+
+    def logits_of(self, pooled: Tensor, rows: Ids, weights: Array) -> Tensor:
+        """pooled (N, 4H), with the bag of n-grams where there is one -> logits (N, labels)."""
+        code = pooled if self.inner is None else F.tanh(self.inner(self.dropout(pooled)))
+        logits: Tensor = self.output(self.dropout(code))
+        return F.add(logits, self.bag_logits(rows, weights)) if self.config.bag else logits
 
 
 def softplus(x: Any) -> Tensor:

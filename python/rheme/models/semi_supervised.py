@@ -45,11 +45,7 @@ class SemiSupervisedClassifier(TextClassifier):
         """
         labels, count = self.output_size, ids.shape[1]
         pooled = self.pooled(ids, lengths, seed)
-        hidden = pooled if self.inner is None else F.tanh(self.inner(self.dropout(pooled)))
-        logits = self.output(self.dropout(hidden))
-        if self.config.bag:
-            logits = F.add(logits, self.bag_logits(rows, weights))
-        log_q = F.log_softmax(logits)
+        log_q = F.log_softmax(self.logits_of(pooled, rows, weights))
         supervised = F.neg(F.sum(F.mul(log_q, targets)))
 
         mu, logvar = self.posterior.mu(pooled), self.posterior.logvar(pooled)

@@ -136,15 +136,11 @@ class Generation(Task):
         """With the end."""
         return len(item) + 1
 
-    def _batch(self, items: Sequence[NDArray[np.int32]]) -> tuple[Ids, Ids]:
-        bos, eos = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
-        ids_in, _ = batches.pad([np.concatenate((bos, ids)) for ids in items], self.tokenizer.pad_id)
-        ids_out, _ = batches.pad([np.concatenate((ids, eos)) for ids in items], -1)
-        return ids_in, ids_out
-
     def loss(self, items: Sequence[NDArray[np.int32]], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed -ELBO of the sentences (beta and free bits as the model's config says), counted in pieces."""
-        return self.model.loss(*self._batch(items), seed=step_seed)
+        tokenizer = self.tokenizer
+        ids_in, ids_out, _ = batches.shifted(items, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+        return self.model.loss(ids_in, ids_out, seed=step_seed)
 
     # Watching a training ----------------------------------------------------------------------------------------------------
 
@@ -438,6 +434,5 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _result(text: str, best: decoding.Hypothesis) -> Result:
-    score = math.exp(min(0.0, best.score / max(len(best.token_scores), 1)))
     warnings = [name for name, given in (("repetition", best.repeating), ("truncated", not best.finished)) if given]
-    return Result(text, score, warnings=tuple(warnings))
+    return Result(text, best.confidence, warnings=tuple(warnings))

@@ -1,6 +1,7 @@
 """Batches: examples of nearly equal length together, and padding to arrays."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,19 @@ def pad(sequences: Sequence[Sequence[int] | NDArray[np.int64]], value: int = 0) 
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = sequence
     return np.ascontiguousarray(ids.T), lengths
+
+
+def shifted(
+    sequences: Sequence[Sequence[int] | NDArray[Any]], bos: int, eos: int, pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """What a decoder reads and what it is to write of N sequences, and the lengths (N,) of both, one more than the sequences'.
+
+    Read, int64 (T, N): begins with bos, then the sequence, then pad_id; to write: the sequence, eos, then -1.
+    """
+    rows = [np.asarray(ids, np.int64) for ids in sequences]  # an empty list alone would be float64
+    read, lengths = pad([np.concatenate(([bos], ids)) for ids in rows], pad_id)
+    wanted, _ = pad([np.concatenate((ids, [eos])) for ids in rows], -1)
+    return read, wanted, lengths
 
 
 def _shuffled(n: int, seed: int, stream: int) -> NDArray[np.int64]:

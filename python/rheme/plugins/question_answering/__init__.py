@@ -25,7 +25,7 @@ from rheme.text import batches
 from rheme.text.squad import QuestionExample, read_questions, squad_json
 from rheme.text.vectors import read_vectors
 from rheme.text.vocabulary import Vocabulary
-from rheme.text.words import find_words
+from rheme.text.words import UNSPACED, find_words
 
 Ids = NDArray[np.int64]
 
@@ -248,8 +248,9 @@ class QuestionAnswering(Task):
             raise InputError(f"no_answer_threshold = {threshold}: must be from 0 to 1")
         asked = [_question(given) for given in inputs]
         lexicon = Lexicon(self.tokenizer)
-        spans, odds = self._candidates(asked, top_k, max_answer_words, lexicon)
-        strange = {context: lexicon.strange(find_words(context)[0]) for context in {c for _, several in asked for c in several}}
+        read = {context: find_words(context) for _, contexts in asked for context in contexts}
+        spans, odds = self._candidates(asked, read, top_k, max_answer_words, lexicon)
+        strange = {context: lexicon.strange(words) for context, (words, _) in read.items()}
         results = []
         for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True):
             result = self._result(contexts, found, log_odds, top_k, threshold)
@@ -259,9 +260,17 @@ class QuestionAnswering(Task):
         return results
 
     def _candidates(
-        self, asked: Sequence[tuple[str, list[str]]], top_k: int, max_words: int | None, lexicon: Lexicon
+        self,
+        asked: Sequence[tuple[str, list[str]]],
+        read: Mapping[str, tuple[list[str], Ids]],
+        top_k: int,
+        max_words: int | None,
+        lexicon: Lexicon,
     ) -> tuple[list[list[_Span]], list[list[Any]]]:
-        """For each question its best spans of each window of its contexts, and each window's log-odds of an answer."""
+        """For each question its best spans of each window of its contexts, and each window's log-odds of an answer.
+
+        read: the words of each context and their places, as `find_words` gives them.
+        """
         by_context: dict[str, dict[int, list[int]]] = {}  # context -> question -> under which numbers it has this context
         for row, (_, contexts) in enumerate(asked):
             for document, context in enumerate(contexts):
@@ -270,7 +279,8 @@ class QuestionAnswering(Task):
         groups: list[Window] = []
         origin: list[tuple[Ids, int, list[tuple[int, int]]]] = []  # places of the words, the window's first, (row, document)
         for context, rows in by_context.items():
-            ids, places = words_of(context, lexicon)
+            words_read, places = read[context]
+            ids = lexicon.ids(words_read)
             pairs = [(row, documents[0]) for row, documents in rows.items() if len(questions[row])]
             if not len(ids):
                 continue
@@ -405,7 +415,7 @@ class QuestionAnswering(Task):
 
     def _cut(self, answer: str) -> list[str]:
         """The words that F1 counts: SQuAD's; where the language has no spaces, those of `find_words`, its characters."""
-        return find_words(answer)[0] if {"zh", "ja", "th"} & set(self.config.languages) else answer.split()
+        return find_words(answer)[0] if not set(UNSPACED).isdisjoint(self.config.languages) else answer.split()
 
     def evaluate(
         self, examples: Sequence[QuestionExample], plot: str | Path | None = None, **options: Any

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rheme.errors import InputError
+from rheme import pictures
 
 _BINS = 10
 
@@ -14,18 +14,12 @@ def draw(path: str | Path, scores: Sequence[float], f1: Sequence[float], exact: 
 
     InputError where matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'rheme[plot]'") from None
+    figure = pictures.figure(10, 4.5)
     order = sorted(range(len(scores)), key=lambda row: -scores[row])
     means, total = [], 0.0
     for count, row in enumerate(order, 1):
         total += f1[row]
         means.append(total / count)
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot([100 * count / len(order) for count in range(1, len(order) + 1)], means)
     left.set(xlabel="share of the questions answered, the surest first (%)", ylabel="F1 of these", ylim=(0, 100))
@@ -43,7 +37,4 @@ def draw(path: str | Path, scores: Sequence[float], f1: Sequence[float], exact: 
         right.annotate(str(count), (place, height), fontsize=7, xytext=(3, -9), textcoords="offset points")
     right.set(xlabel="score", ylabel="share that matches a reference", xlim=(0, 1), ylim=(0, 1))
     right.legend()
-    try:
-        figure.savefig(str(path), dpi=110)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: the picture cannot be written: {error}") from None
+    pictures.save(figure, path)

@@ -29,6 +29,7 @@ from rheme.text import batches, language, readers
 from rheme.text.cooccurrence import piece_vectors
 from rheme.text.features import Bag, Features, PiecesAndFeatures
 from rheme.text.tokenizer import Tokenizer
+from rheme.text.words import UNSPACED
 
 Array = NDArray[Any]
 Encoded = tuple[NDArray[np.int32], Bag]
@@ -474,7 +475,7 @@ class SemanticAnalysis(Task):
         """
         if count < 1:
             return []
-        if (code or language.identify(text)) in ("zh", "ja", "th"):
+        if (code or language.identify(text)) in UNSPACED:
             pieces = self.tokenizer.pieces
             words = [piece.strip("▁") for piece in pieces.pieces(pieces.encode([text])[0])]
         else:

@@ -1,7 +1,6 @@
 """Summarization: a short text, such as a title or a subject line, for a longer one."""
 
 import logging
-import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -149,10 +148,9 @@ class Summarization(Task):
 
     def loss(self, items: Sequence[Item], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed cross-entropy of the summaries' pieces and their ends."""
-        bos, eos, pad = [self.tokenizer.bos_id], [self.tokenizer.eos_id], self.tokenizer.pad_id
+        bos, eos, pad = self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id
         source, lengths = batches.pad([np.asarray(document, np.int64) for document, _ in items], pad)
-        target_in, _ = batches.pad([np.concatenate((bos, ids)) for _, ids in items], pad)
-        target_out, _ = batches.pad([np.concatenate((ids, eos)) for _, ids in items], -1)
+        target_in, target_out, _ = batches.shifted([ids for _, ids in items], bos, eos, pad)
         return self.model.loss(source, lengths, target_in, target_out, seed=step_seed)
 
     # Use -------------------------------------------------------------------------------------------------------------------
@@ -257,7 +255,7 @@ class Summarization(Task):
             given = [name for name, is_so in (("out_of_domain", document.foreign), ("truncated", cut)) if is_so]
             return Result(text, warnings=tuple(given))
         texts = [cut_words(self._finish(text), max_words) for text in self.tokenizer.decode([h.ids for h in found])]
-        best, score = found[0], _confidence(found[0])
+        best, score = found[0], found[0].confidence
         warnings = (
             ("repetition", best.repeating),
             ("length_ratio", count_words(texts[0]) > count_words(document.text)),
@@ -265,7 +263,7 @@ class Summarization(Task):
             ("truncated", not (best.finished or best.repeating)),
             ("low_confidence", score < _LOW),
         )
-        others = tuple(Result(text, _confidence(h)) for text, h in zip(texts[1:], found[1:], strict=True))
+        others = tuple(Result(text, h.confidence) for text, h in zip(texts[1:], found[1:], strict=True))
         return Result(texts[0], score, others, tuple(name for name, is_so in warnings if is_so), extra)
 
     def _finish(self, text: str) -> str:
@@ -320,11 +318,6 @@ def _whole(name: str, value: Any) -> int | None:
     if number < 1 or number != float(value):
         raise InputError(f"{name} = {value}: must be a whole number of at least 1")
     return number
-
-
-def _confidence(hypothesis: decoding.Hypothesis) -> float:
-    """exp of the mean log-probability of a piece (the end is one)."""
-    return math.exp(min(0.0, hypothesis.score / max(len(hypothesis.token_scores), 1)))
 
 
 def _some(examples: Sequence[tuple[str, str]], characters: int) -> list[tuple[str, str]]:

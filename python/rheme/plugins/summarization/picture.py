@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rheme.errors import InputError
+from rheme import pictures
 
 
 def draw(path: str | Path, scores: Sequence[float], rouge: Mapping[str, Sequence[float]]) -> None:
@@ -13,15 +13,9 @@ def draw(path: str | Path, scores: Sequence[float], rouge: Mapping[str, Sequence
     scores: the model's confidence in each of its summaries, nan where it wrote none. rouge: way of making summaries (the
     model's first) -> ROUGE-L of each document, 0 to 100. InputError where matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'rheme[plot]'") from None
+    figure = pictures.figure(10, 4.5)
     written = [row for row, score in enumerate(scores) if not math.isnan(score)]
     order = sorted(written, key=lambda row: -scores[row])
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, values in rouge.items():
         means, total = [], 0.0
@@ -34,7 +28,4 @@ def draw(path: str | Path, scores: Sequence[float], rouge: Mapping[str, Sequence
     left.set(xlabel="share of the documents, the surest first (%)", ylabel="mean ROUGE-L of these", ylim=(0, 100))
     right.set(xlabel="share of the documents (%)", ylabel="ROUGE-L that they reach", ylim=(0, 100))
     left.legend()
-    try:
-        figure.savefig(str(path), dpi=110)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: the picture cannot be written: {error}") from None
+    pictures.save(figure, path)

@@ -27,6 +27,7 @@ from rheme.tasks import Result, Task
 from rheme.text import batches, languages, readers
 from rheme.text.sentences import from_sentence, is_sentence
 from rheme.text.tokenizer import Tokenizer
+from rheme.text.words import UNSPACED
 
 log = logging.getLogger("rheme")
 
@@ -35,7 +36,6 @@ Hypotheses = list[decoding.Hypothesis]
 Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, source pieces, target pieces
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
-_NO_SPACES = ("zh", "ja", "th")  # languages that write no spaces between words
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _SURE = 3.0  # nats by which another language must be likelier than the one expected: one word of a sentence at most
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
@@ -197,9 +197,8 @@ class Translation(Task):
     def loss(self, items: Sequence[Item], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed cross-entropy of the target pieces and the end of each sentence."""
         source, lengths = batches.pad([np.concatenate(([tag], ids)) for tag, ids, _ in items], self.tokenizer.pad_id)
-        ends = ([self.tokenizer.bos_id], [self.tokenizer.eos_id])
-        target_in, _ = batches.pad([np.concatenate((ends[0], ids)) for _, _, ids in items], self.tokenizer.pad_id)
-        target_out, _ = batches.pad([np.concatenate((ids, ends[1])) for _, _, ids in items], -1)
+        ends = self.tokenizer.bos_id, self.tokenizer.eos_id
+        target_in, target_out, _ = batches.shifted([ids for _, _, ids in items], *ends, self.tokenizer.pad_id)
         return self.model.loss(source, lengths, target_in, target_out, seed=step_seed)
 
     # Use -------------------------------------------------------------------------------------------------------------------
@@ -435,7 +434,7 @@ class Translation(Task):
     def _join(self, parts: list[Part], chosen: list[decoding.Hypothesis | None], target: str) -> str:
         """The text of the parts. Sentences are divided by a space where the target writes spaces, and only there."""
         texts = self.tokenizer.decode([hypothesis.ids if hypothesis else [] for hypothesis in chosen])
-        spaces = target not in _NO_SPACES
+        spaces = target not in UNSPACED
         out, after = "", False  # after: a translation has just ended
         for number, (part, translated) in enumerate(zip(parts, texts, strict=True)):
             if part.ids:
