@@ -2,8 +2,7 @@
 //
 // An id weighs floor(exp(z - max z) 2^44), z = logit / temperature: whole numbers, so that no sum depends on its order. A row
 // is cut into segments whose weights are summed first; the draw then walks one segment only. top_k and top_p look for a cut in
-// the order of the logits: each id falls into one of 2048 bins by max z - z, which keeps that order, and only the bin that the
-// cut falls into is sorted.
+// the order of the logits by halving the range of those that may be kept; only the few around the cut are sorted.
 #include "select.h"
 
 namespace rheme {
@@ -11,8 +10,6 @@ namespace RHEME_NS {
 namespace {
 
 constexpr long kSegment = 512;
-constexpr int32_t kBins = 2048;  // of width 1/64: weights end at max z - z = 44 ln 2 = 30.5
-constexpr int32_t kDropped = kBins;
 
 // The sum of the weights of up to 512 vectors. A float's weight is split into two whole numbers of 22 bits, upper and lower
 // half, exactly, so that 32-bit lanes hold the sums.
@@ -60,6 +57,41 @@ RHEME_FN uint64_t whole_at_least(double x) {
   return static_cast<double>(n) < x ? n + 1 : n;
 }
 
+// Those of x and e (n,) with e above `limit`, in order, and their places; returns how many. The results have room for n and two
+// vectors more; x is padded with -inf, e with 0, to whole vectors.
+template <class T>
+static long keep_above(const T* x, const T* e, long n, T limit, T* kept_x, T* kept_e, int32_t* ids) {
+  typedef Simd<T> S;
+  long count = 0, i = 0;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const __m512 least = _mm512_set1_ps(limit);
+    const __m512i sixteen = _mm512_set1_epi32(16);
+    __m512i id = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i + 16 <= n; i += 16, id = _mm512_add_epi32(id, sixteen)) {
+      const __m512 value = _mm512_loadu_ps(e + i);
+      const __mmask16 mask = _mm512_cmp_ps_mask(value, least, _CMP_GT_OQ);
+      if (!mask) continue;
+      _mm512_storeu_ps(kept_e + count, _mm512_maskz_compress_ps(mask, value));
+      _mm512_storeu_ps(kept_x + count, _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(x + i)));
+      _mm512_storeu_si512(ids + count, _mm512_maskz_compress_epi32(mask, id));
+      count += __builtin_popcount(mask);
+    }
+  }
+#endif
+  for (; i < n; ++i) {
+    kept_x[count] = x[i];
+    kept_e[count] = e[i];
+    ids[count] = static_cast<int32_t>(i);
+    count += e[i] > limit;
+  }
+  for (long j = 0; j < S::W; ++j) {
+    kept_x[count + j] = T(-__builtin_inf());
+    kept_e[count + j] = T(0);
+  }
+  return count;
+}
+
 RHEME_FN float next_above(float x) { return __builtin_nextafterf(x, 2.0f); }
 RHEME_FN double next_above(double x) { return __builtin_nextafter(x, 2.0); }
 
@@ -72,22 +104,27 @@ struct Sampler {
 
   int64_t draw(long n) const {
     const T* logits = a.logits + n * a.v;
-    const T top = row_max(logits, a.v);
-    const T temperature = static_cast<T>(a.temperature), z_top = top / temperature;
-    // Not finite: every id hidden, or logits that overflow.
-    if (a.temperature == 0 || !(z_top - z_top == T(0))) return first_largest(logits, a.v);
+    if (a.temperature == 0) return first_largest(logits, a.v);
+    const T temperature = static_cast<T>(a.temperature);
     const long k = a.top_k > 0 && a.top_k < a.v ? a.top_k : a.v;
-    int64_t id;
-    if (k == a.v && a.top_p >= 1)
-      id = draw_plain(logits, temperature, z_top, a.bits[n]);
-    else if (k <= 1024 && 4 * k <= a.v)
-      id = draw_few(logits, temperature, z_top, a.bits[n], k);
-    else
-      id = draw_filtered(logits, temperature, z_top, a.bits[n], k);
-    return id < 0 ? first_largest(logits, a.v) : id;
+    int64_t id = -1;
+    if (k <= 1024 && 4 * k <= a.v) {
+      id = draw_few(logits, temperature, a.bits[n], k);
+    } else {
+      const T z_top = row_max(logits, a.v) / temperature;
+      if (!finite(z_top))
+        id = -1;
+      else if (k == a.v && a.top_p >= 1)
+        id = draw_plain(logits, temperature, z_top, a.bits[n]);
+      else
+        id = draw_filtered(logits, temperature, z_top, a.bits[n], k);
+    }
+    return id < 0 ? first_largest(logits, a.v) : id;  // every id hidden, or logits that overflow
   }
 
  private:
+  RHEME_FN bool finite(T x) { return x - x == T(0); }
+
   // exp(z - max z), 0 where the logit is not a number.
   RHEME_FN V exponential(V logit, V temperature, V z_top) {
     const V e = S::exp(logit / temperature - z_top);
@@ -151,9 +188,11 @@ struct Sampler {
   }
 
   // top_k leaves few ids: they are found first, and all else happens among them.
-  int64_t draw_few(const T* logits, T temperature, T z_top, uint64_t bits, long k) const {
+  int64_t draw_few(const T* logits, T temperature, uint64_t bits, long k) const {
     Scratch<Entry<T>> entries(a.v), spare(a.v);
     largest(logits, a.v, k, entries.data, spare.data);
+    const T z_top = entries.data[0].x / temperature;
+    if (!finite(z_top)) return -1;
     Scratch<T> e(k + S::W);
     for (long i = 0; i < k; ++i) e.data[i] = entries.data[i].x;
     for (long i = 0; i < k; i += S::W)
@@ -182,83 +221,128 @@ struct Sampler {
     return -1;
   }
 
-  // The general case: bins of exponentials, with a cut in one bin for top_k and in one for top_p.
+  // The general case: the ids that may be kept, cut for top_k by their number, then for top_p by their weight.
   int64_t draw_filtered(const T* logits, T temperature, T z_top, uint64_t bits, long k) const {
-    const long padded = ceil_div(a.v, S::W) * S::W;
-    Scratch<T> e(padded);
-    Scratch<int32_t> bin(padded);
-    Scratch<uint64_t> weights(kBins);
-    Scratch<int32_t> counts(kBins);
-    for (long b = 0; b < kBins; ++b) {
-      weights.data[b] = 0;
-      counts.data[b] = 0;
+    const long room = a.v + 2 * S::W;
+    Scratch<T> all(room), x(room), e(room);
+    Scratch<int32_t> ids(room);
+    const V t = S::set(temperature), zt = S::set(z_top);
+    map_vectors<T>(0, a.v, all.data,
+                   [=](auto load) __attribute__((always_inline)) { return exponential(load(logits), t, zt); });
+    T limit = T(0);
+    if (k == a.v) {
+      // Ids of weight at most (total - wanted) / V together weigh no more than what top_p leaves out, so none of them is kept;
+      // half of that leaves room for exponentials that round against the order of their logits.
+      const uint64_t total = weigh(all.data, a.v);
+      limit = static_cast<T>(static_cast<double>(total - wanted_weight(total)) / (2.0 * static_cast<double>(a.v)) * 0x1p-44);
     }
-    const V t = S::set(temperature), zt = S::set(z_top), last_bin = S::set(T(kBins - 1));
-    for (long i = 0; i < a.v; i += S::W) {
-      const V logit = i + S::W <= a.v ? S::load(logits + i) : S::load_part(logits + i, a.v - i, T(-__builtin_inf()));
-      S::store(e.data + i, exponential(logit, t, zt));
-      T place[S::W];
-      S::store(place, S::min((zt - logit / t) * S::set(T(64)), last_bin));
-      for (long j = 0; j < S::W; ++j) bin.data[i + j] = static_cast<int32_t>(place[j]);
-    }
-    for (long i = 0; i < a.v; ++i) weights.data[bin.data[i]] += Sum::weight(e.data[i]);
-    int32_t cut = kBins - 1;  // bins past it are dropped
-    if (k < a.v) {
-      for (long i = 0; i < a.v; ++i) ++counts.data[bin.data[i]];
-      long above = 0;
-      for (cut = 0; cut < kBins - 1 && above + counts.data[cut] < k; ++cut) above += counts.data[cut];
-      if (above + counts.data[cut] > k) weights.data[cut] = trim(logits, e.data, bin.data, cut, k - above, ~uint64_t(0));
-    }
+    const long count = keep_above(logits, all.data, a.v, limit, x.data, e.data, ids.data);
+    if (k < count) cut(x.data, e.data, count, k, ~uint64_t(0));
     if (a.top_p < 1) {
-      uint64_t total = 0, above = 0;
-      for (int32_t b = 0; b <= cut; ++b) total += weights.data[b];
-      const uint64_t wanted = wanted_weight(total);
-      int32_t b = 0;
-      for (; b < cut && above + weights.data[b] < wanted; ++b) above += weights.data[b];
-      cut = b;
-      if (above + weights.data[cut] > wanted || wanted == 0)
-        weights.data[cut] = trim(logits, e.data, bin.data, cut, a.v, wanted - above);
+      const uint64_t total = k == a.v ? weigh(all.data, a.v) : weigh(e.data, count), wanted = wanted_weight(total);
+      cut(x.data, e.data, count, count, wanted > 0 ? wanted : 1);
     }
-    const T least = least_exponential();
-    for (long i = 0; i < a.v; ++i) e.data[i] = bin.data[i] <= cut && e.data[i] >= least ? e.data[i] : T(0);
-    for (long i = a.v; i < padded; ++i) e.data[i] = T(0);
-    return draw_weighted(e.data, bits);
+    if (a.min_p > 0) {
+      const T least = least_exponential();
+      for (long i = 0; i < count; ++i) e.data[i] = e.data[i] >= least ? e.data[i] : T(0);
+    }
+    const int64_t at = draw_weighted(e.data, count, bits);
+    return at < 0 ? at : ids.data[at];
   }
 
-  // Keeps, of a bin, the first in order: at most `most` of them, none once their weight reaches `wanted`, yet always one. The
-  // others are marked as dropped. Returns the weight kept.
-  uint64_t trim(const T* logits, const T* e, int32_t* bin, int32_t cut, long most, uint64_t wanted) const {
-    long count = 0;
-    for (long i = 0; i < a.v; ++i) count += bin[i] == cut;
-    Scratch<Entry<T>> entries(2 * count);
-    count = 0;
-    for (long i = 0; i < a.v; ++i)
-      if (bin[i] == cut) entries.data[count++] = {logits[i], i};
-    sort_entries(entries.data, count, entries.data + count);
-    uint64_t kept = 0;
-    for (long i = 0; i < count; ++i) {
-      const long id = entries.data[i].id;
-      if (i < most && (i == 0 || kept < wanted))
-        kept += Sum::weight(e[id]);
-      else
-        bin[id] = kDropped;
-    }
-    return kept;
+  // The weight of e (n,), and of those of them whose x is at least `least`, with their number.
+  static uint64_t weigh(const T* e, long n) {
+    uint64_t total = 0;
+    for (long first = 0; first < n; first += kSegment)
+      total += Sum::total(sum_segment(e, first, min_long(n, first + kSegment)));
+    return total;
   }
-
-  // From exponentials padded with zeros to whole vectors.
-  int64_t draw_weighted(const T* e, uint64_t bits) const {
-    const long segments = ceil_div(a.v, kSegment);
-    Scratch<uint64_t> weights(segments);
-    for (long s = 0; s < segments; ++s) {
+  static uint64_t weigh_above(const T* x, const T* e, long n, T least, long& number) {
+    const V floor = S::set(least), none = S::set(T(0));
+    uint64_t total = 0;
+    number = 0;
+    for (long first = 0; first < n; first += 256 * S::W) {
       Sum sum;
-      for (long i = s * kSegment; i < min_long(a.v, (s + 1) * kSegment); i += S::W) Sum::add(sum, S::load(e + i));
-      weights.data[s] = Sum::total(sum);
+      typename S::I hits = {};
+      for (long i = first; i < min_long(n, first + 256 * S::W); i += S::W) {
+        const typename S::I kept = S::load(x + i) >= floor;
+        hits -= kept;
+        Sum::add(sum, S::select(kept, S::load(e + i), none));
+      }
+      total += Sum::total(sum);
+      for (long j = 0; j < S::W; ++j) number += hits[j];
     }
+    return total;
+  }
+  static Sum sum_segment(const T* e, long first, long last) {
+    Sum sum;
+    long i = first;
+    for (; i + S::W <= last; i += S::W) Sum::add(sum, S::load(e + i));
+    if (i < last) Sum::add(sum, S::load_part(e + i, last - i));
+    return sum;
+  }
+
+  // Keeps the first in order: at most `most` of them, none once their weight reaches `wanted`. The others' e becomes 0. x and e
+  // are padded as keep_above does.
+  static void cut(T* x, T* e, long n, long most, uint64_t wanted) {
+    const T infinity = T(__builtin_inf());
+    T low = infinity, high = -infinity;
+    for (long i = 0; i < n; ++i) {
+      low = x[i] < low && x[i] > -infinity ? x[i] : low;  // what an earlier cut has dropped is -inf
+      high = x[i] > high ? x[i] : high;
+    }
+    const T top = high;
+    high = top + (top - low) + T(1);  // above all; those that reach it are kept, those below `low` are not
+    if (!(high > top)) high = infinity;
+    uint64_t above = 0;
+    long over = 0, within = n;
+    while (within > 64) {
+      const T middle = low + (high - low) * T(0.5);
+      if (!(middle > low && middle < high)) break;
+      long number;
+      const uint64_t weight = weigh_above(x, e, n, middle, number);
+      if (number >= most || weight >= wanted) {
+        low = middle;
+        within = number - over;
+      } else {
+        within -= number - over;
+        high = middle;
+        above = weight;
+        over = number;
+      }
+    }
+    Scratch<Entry<T>> entries(2 * within);
+    long count = 0;
+    for (long i = 0; i < n; ++i) {
+      if (x[i] >= high) continue;
+      if (x[i] >= low)
+        entries.data[count++] = {x[i], i};
+      else
+        drop(x, e, i);
+    }
+    sort_entries(entries.data, count, entries.data + count);
+    for (long i = 0; i < count; ++i) {
+      const long at = entries.data[i].id;
+      if (over + i < most && above < wanted)
+        above += Sum::weight(e[at]);
+      else
+        drop(x, e, at);
+    }
+  }
+  RHEME_FN void drop(T* x, T* e, long i) {
+    x[i] = T(-__builtin_inf());
+    e[i] = T(0);
+  }
+
+  static int64_t draw_weighted(const T* e, long n, uint64_t bits) {
+    const long segments = ceil_div(n, kSegment);
+    Scratch<uint64_t> weights(segments);
+    for (long s = 0; s < segments; ++s)
+      weights.data[s] = Sum::total(sum_segment(e, s * kSegment, min_long(n, (s + 1) * kSegment)));
     uint64_t point;
     const long s = find_segment(weights.data, segments, bits, point);
     if (s < 0) return -1;
-    for (long i = s * kSegment; i < a.v; ++i) {
+    for (long i = s * kSegment; i < n; ++i) {
       const uint64_t w = Sum::weight(e[i]);
       if (w > point) return i;
       point -= w;

@@ -78,32 +78,80 @@ static T kth_largest(T* x, long n, long k) {
   return x[wanted];
 }
 
+// A floor of x that at least k of its n elements reach, and not many more: found by halving. n a multiple of a vector. False
+// where x is not finite, or nearly constant.
+template <class T>
+static bool find_floor(const T* x, long n, long k, T& floor) {
+  typedef Simd<T> S;
+  typename S::V lowest = S::load(x), highest = lowest;
+  for (long i = S::W; i < n; i += S::W) {
+    lowest = S::min(lowest, S::load(x + i));
+    highest = S::max(highest, S::load(x + i));
+  }
+  T low = lowest[0], high = highest[0];
+  for (long j = 1; j < S::W; ++j) {
+    low = lowest[j] < low ? lowest[j] : low;
+    high = highest[j] > high ? highest[j] : high;
+  }
+  if (!(high - low > T(0)) || high - low == T(__builtin_inf())) return false;
+  for (int turn = 0; turn < 24; ++turn) {
+    const T middle = low + (high - low) * T(0.5);
+    if (!(middle > low && middle < high)) break;
+    typename S::I hits = {};
+    const typename S::V least = S::set(middle);
+    for (long i = 0; i < n; i += S::W) hits -= S::load(x + i) >= least;  // a comparison is -1 where it holds
+    long reached = 0;
+    for (long j = 0; j < S::W; ++j) reached += hits[j];
+    if (reached < k) {
+      high = middle;
+      continue;
+    }
+    low = middle;
+    if (reached <= k + k / 8) break;
+  }
+  floor = low;
+  return true;
+}
+
 // The k largest of x (n,) in order, 1 <= k <= n. `entries` and `spare` have room for n; returns entries.
 //
-// The k-th largest of the maxima of disjoint groups is a floor for the k-th largest of all: whatever reaches it is sorted.
+// A floor that k of the maxima of disjoint groups reach is one for the k-th largest of all: whatever reaches it is sorted.
+// Groups are of up to 8 parts of 8 elements, so that a group that reaches it is not searched whole.
 template <class T>
 static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spare) {
   typedef Simd<T> S;
-  const long steps = min_long(64, n / (2 * k + S::W));  // elements of a group
+  const long room = min_long(64, n / (2 * k + S::W));
+  const long size = min_long(8, room), parts = size ? room / size : 0, steps = parts * size;
   long found = 0;
   if (steps >= 4) {
     const long block = steps * S::W, blocks = n / block, groups = blocks * S::W;
-    Scratch<T> maxima(2 * groups);
-    T *tops = maxima.data, *reordered = maxima.data + groups;
+    Scratch<T> maxima((parts + 2) * groups);
+    T *tops = maxima.data, *reordered = tops + groups, *part_tops = reordered + groups;
     for (long b = 0; b < blocks; ++b) {
       typename S::V top = S::set(T(-__builtin_inf()));
-      for (long s = 0; s < steps; ++s) top = S::max(S::load(x + b * block + s * S::W), top);
+      for (long q = 0; q < parts; ++q) {
+        const T* from = x + b * block + q * size * S::W;
+        typename S::V part = S::set(T(-__builtin_inf()));
+        for (long s = 0; s < size; ++s) part = S::max(S::load(from + s * S::W), part);
+        S::store(part_tops + (b * parts + q) * S::W, part);
+        top = S::max(part, top);
+      }
       S::store(tops + b * S::W, top);
     }
-    for (long g = 0; g < groups; ++g) reordered[g] = tops[g];
     if (groups >= k) {
-      const T floor = kth_largest(reordered, groups, k);
+      T floor;
+      if (!find_floor(tops, groups, k, floor)) {
+        for (long g = 0; g < groups; ++g) reordered[g] = tops[g];
+        floor = kth_largest(reordered, groups, k);
+      }
       for (long g = 0; g < groups; ++g) {
         if (!(tops[g] >= floor)) continue;
-        const long first = g / S::W * block + g % S::W;
-        for (long s = 0; s < steps; ++s) {
-          const long id = first + s * S::W;
-          if (x[id] >= floor) entries[found++] = {x[id], id};
+        const long b = g / S::W, lane = g % S::W;
+        for (long q = 0; q < parts; ++q) {
+          if (!(part_tops[(b * parts + q) * S::W + lane] >= floor)) continue;
+          const long first = b * block + q * size * S::W + lane;
+          for (long id = first; id < first + size * S::W; id += S::W)
+            if (x[id] >= floor) entries[found++] = {x[id], id};
         }
       }
       for (long id = blocks * block; id < n; ++id)
@@ -121,8 +169,14 @@ static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spa
 template <class T>
 static long first_largest(const T* x, long n) {
   const T top = row_max(x, n);
-  for (long i = 0; i < n; ++i)
-    if (x[i] == top) return i;
+  for (long i0 = 0; i0 < n; i0 += 64) {
+    const long i1 = min_long(n, i0 + 64);
+    bool here = false;
+    for (long i = i0; i < i1; ++i) here |= x[i] == top;  // no branch: the compiler makes vectors of it
+    if (!here) continue;
+    for (long i = i0; i < i1; ++i)
+      if (x[i] == top) return i;
+  }
   return 0;
 }
 

@@ -110,6 +110,8 @@ def test_sample_edges(isa: str, dtype: str) -> None:
     assert draw([0, 0, 0, 0], [first, last]) == [0, 3]
     assert draw([0] * 8, [first, last], top_k=3) == [0, 2]  # ties at the threshold: by ascending id
     assert draw([0] * 8, [first, last], top_p=0.5) == [0, 3]
+    assert draw([1e30] * 100, [first, last], top_k=30) == [0, 29]  # nothing stands between equals that outgrow 1
+    assert draw([1e30] * 100, [first, last], top_p=0.5) == [0, 49]
     assert draw([0, 1, 0, 1], [first, last], top_k=2) == [1, 3]
     assert draw([0, 1, 0, 1], [first, last], top_k=3) == [0, 3]
     assert draw([0, 1, 5, 1], [first, last], top_p=1e-9) == [2, 2]  # at least one survives
