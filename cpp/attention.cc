@@ -13,7 +13,7 @@ static void product(long m, long k, long n, const T* a, long a_row, bool a_trans
                     long c_row) {
   Scratch<T> panels(panel_elements(k, n));
   const long count = ceil_div(n, kPanel);
-  for (long p = 0; p < count; ++p) pack_any_panel(b, b_k, b_n, k, n, p, panels.data + p * k * kPanel);
+  for (long p = 0; p < count; ++p) pack_panel(b, b_k, b_n, k, n, p, panels.data + p * k * kPanel);
   const Product<T> run = {m, k, n, a, a_row, a_transposed, panels.data, c, c_row, nullptr, nullptr, false};
   run.run(0, m, 0, count);
 }

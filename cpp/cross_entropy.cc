@@ -1,9 +1,9 @@
-// Linear layer and softmax cross-entropy in one. Compiled once per ISA.
+// Softmax cross-entropy of given logits, and linear layer and cross-entropy in one. Compiled once per ISA.
 //
-// Forward: 96 rows of logits at a time, small enough to stay in the cache until their log-sum-exp is taken. Backward: for each
-// block of 512 columns of the vocabulary the gradient of the logits is made, used for its columns of dweight and added to dx,
-// so that it never exists as a whole, dweight is written once, and both sums are those that plain products would form. Rows
-// whose target is ignored take no part in the backward pass.
+// Forward, where logits are not kept: 96 rows at a time, small enough to stay in the cache until their log-sum-exp is taken.
+// Backward: for each block of 512 columns of the vocabulary the gradient of the logits is made, used for its columns of dweight
+// and added to dx, so that it never exists as a whole, dweight is written once, and both sums are those that plain products
+// would form. Rows whose target is ignored take no part in the backward pass.
 #include "rows.h"
 
 namespace rheme {
@@ -42,32 +42,45 @@ struct Loss {
 template <class T>
 void linear_cross_entropy(const CrossEntropyArgs<T>& a) {
   const long row_blocks = ceil_div(a.m, kForwardRows), panels_count = ceil_div(a.v, kPanel);
-  Scratch<T> panels(panel_elements(a.k, a.v));
-  parallel(panels_count, [&](long p) { pack_any_panel(a.weight, 1, a.k, a.k, a.v, p, panels.data + p * a.k * kPanel); });
   const Loss<T> loss = {a};
-  if (row_blocks < num_threads()) {  // too few blocks of rows: share out the columns instead
+  // Where all logits are kept, or there are too few blocks of rows to share out, each panel of the weight is packed into the L2
+  // cache and used there for all rows; these stream by, at 4 bytes for 128 operations.
+  if (a.logits || row_blocks < num_threads()) {
     Scratch<T> own(a.logits ? 0 : a.m * a.v);
     T* logits = a.logits ? a.logits : own.data;
-    const Product<T> product = {a.m, a.k, a.v, a.x, a.k, false, panels.data, logits, a.v, a.bias, nullptr, false};
-    product.run_parallel();
+    parallel(panels_count, [&](long p) {
+      Scratch<T> panel(a.k * kPanel);
+      pack_panel(a.weight, 1, a.k, a.k, a.v, p, panel.data);
+      const Product<T> product = {a.m, a.k, a.v, a.x, a.k, false, panel.data, logits, a.v, a.bias, nullptr, false, p};
+      product.run(0, a.m, p, p + 1);
+    });
     parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
       for (long m = first; m < last; ++m) loss.run(m, logits + m * a.v);
     });
     return;
   }
+  Scratch<T> panels(panel_elements(a.k, a.v));
+  parallel(panels_count, [&](long p) { pack_panel(a.weight, 1, a.k, a.k, a.v, p, panels.data + p * a.k * kPanel); });
   parallel(row_blocks, [&](long block) {
     const long first = block * kForwardRows, rows = min_long(kForwardRows, a.m - first);
-    Scratch<T> own(a.logits ? 0 : rows * a.v);
-    T* logits = a.logits ? a.logits + first * a.v : own.data;
-    const Product<T> product = {rows,   a.k, a.v,    a.x + first * a.k, a.k,  false, panels.data,
-                                logits, a.v, a.bias, nullptr,           false};
+    Scratch<T> own(rows * a.v);
+    const Product<T> product = {rows,     a.k, a.v,    a.x + first * a.k, a.k,  false, panels.data,
+                                own.data, a.v, a.bias, nullptr,           false};
     product.run(0, rows, 0, panels_count);
-    for (long r = 0; r < rows; ++r) loss.run(first + r, logits + r * a.v);
+    for (long r = 0; r < rows; ++r) loss.run(first + r, own.data + r * a.v);
+  });
+}
+
+template <class T>
+void cross_entropy(const CrossEntropyArgs<T>& a) {
+  const Loss<T> loss = {a};
+  parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
+    for (long m = first; m < last; ++m) loss.run(m, a.logits + m * a.v);
   });
 }
 
 // The gradient of the logits in the columns [v0, v0 + columns) of one row, from those logits; in place where g is logits.
-template <class T>
+template <class T, bool STREAM = false>
 RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m, long v0, long columns, const T* logits, T* g) {
   typedef Simd<T> S;
   typedef typename S::V V;
@@ -76,9 +89,27 @@ RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m,
   const long target = a.targets[m] - v0;
   const bool here = target >= 0 && target < columns;
   const T at_target = here ? logits[target] : T(0);  // read first: g may be logits
-  map_vectors<T>(0, columns, g,
-                 [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
+  map_vectors<T, STREAM>(
+      0, columns, g, [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
   if (here) g[target] = (S::exp(S::set(at_target) - lse)[0] - smooth - hit) * a.dloss[m];
+}
+
+template <class T>
+void cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
+  parallel_rows(a.m, 8 * a.v, [&a](long first, long last) {
+    for (long m = first; m < last; ++m) {
+      const T* logits = a.logits + m * a.v;
+      T* g = a.dx + m * a.v;
+      if (a.targets[m] == a.ignore_index) {
+        for (long j = 0; j < a.v; ++j) g[j] = T(0);
+      } else if (streams(g, a.m * a.v)) {
+        differentiate_logits<T, true>(a, m, 0, a.v, logits, g);
+      } else {
+        differentiate_logits(a, m, 0, a.v, logits, g);
+      }
+    }
+    fence_streams();
+  });
 }
 
 template <class T>
@@ -114,7 +145,7 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
       const T* weight = a.weight + v0 * a.k;
       if (!a.logits)
         parallel(ceil_div(columns, kPanel),
-                 [&](long p) { pack_any_panel(weight, 1, a.k, a.k, columns, p, logit_panels.data + p * a.k * kPanel); });
+                 [&](long p) { pack_panel(weight, 1, a.k, a.k, columns, p, logit_panels.data + p * a.k * kPanel); });
       const Product<T> logits = {
           rows,    a.k,  columns, x + m0 * a.k, a.k, false, logit_panels.data, g.data, columns, a.bias ? a.bias + v0 : nullptr,
           nullptr, false};
@@ -145,6 +176,8 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
 
 template <class T>
 void fill(Table<T>& table) {
+  table.cross_entropy = cross_entropy<T>;
+  table.cross_entropy_backward = cross_entropy_backward<T>;
   table.linear_cross_entropy = linear_cross_entropy<T>;
   table.linear_cross_entropy_backward = linear_cross_entropy_backward<T>;
 }

@@ -21,13 +21,20 @@ void gaussian_kl(const GaussianArgs<T>& a) {
   typedef typename S::V V;
   const bool over_elements = !a.over_batch;
   const V floor = S::set(a.free_bits);
-  parallel_chunks(a.n * a.d, [&a, over_elements, floor](long first, long last) {
-    map_vectors_twice<T>(first, last, a.z, a.kl, [=, &a](auto load, V& z, V& kl) __attribute__((always_inline)) {
+  const bool stream = streams(a.z, a.n * a.d) && streams(a.kl, a.n * a.d);
+  parallel_chunks(a.n * a.d, [&a, over_elements, floor, stream](long first, long last) {
+    const auto formula = [=, &a](auto load, V& z, V& kl) __attribute__((always_inline)) {
       const V mu = load(a.mu), logvar = load(a.logvar), sigma = gaussian_sigma<S>(logvar);
       z = S::fma(sigma, load(a.eps), mu);
       kl = gaussian_divergence<S>(mu, logvar, sigma);
       if (over_elements) kl = S::select(kl < floor, floor, kl);
-    });
+    };
+    if (stream) {
+      map_vectors_twice<T, true>(first, last, a.z, a.kl, formula);
+      fence_streams();
+    } else {
+      map_vectors_twice<T>(first, last, a.z, a.kl, formula);
+    }
   });
   if (over_elements || a.n == 0) return;
   Scratch<T> gate(a.d);
@@ -58,17 +65,34 @@ void gaussian_kl_backward(const GaussianBackwardArgs<T>& a) {
     batch_gate(a.n, a.d, a.free_bits, out, gate.data);
   }
   const T* closed = gate.data;
-  parallel_rows(a.n, a.d, [&a, over_batch, closed](long first, long last) {
-    const V floor = S::set(a.free_bits), zero = S::set(T(0));
+  const V floor = S::set(a.free_bits), zero = S::set(T(0));
+  if (!over_batch) {
+    const bool stream = streams(a.dmu, a.n * a.d) && streams(a.dlogvar, a.n * a.d);
+    parallel_chunks(a.n * a.d, [&a, floor, zero, stream](long first, long last) {
+      const auto formula = [=, &a](auto load, V& dmu, V& dlogvar) __attribute__((always_inline)) {
+        const V m = load(a.mu), l = load(a.logvar), sigma = gaussian_sigma<S>(l);
+        const V dkl = S::select(gaussian_divergence<S>(m, l, sigma) < floor, zero, load(a.dkl));
+        gaussian_gradient<S>(load(a.dz), dkl, m, l, load(a.eps), sigma, dmu, dlogvar);
+      };
+      if (stream) {
+        map_vectors_twice<T, true>(first, last, a.dmu, a.dlogvar, formula);
+        fence_streams();
+      } else {
+        map_vectors_twice<T>(first, last, a.dmu, a.dlogvar, formula);
+      }
+    });
+    return;
+  }
+  parallel_rows(a.n, a.d, [&a, zero, closed](long first, long last) {
     for (long i = first; i < last; ++i) {
       const long at = i * a.d;
       const T *dz = a.dz + at, *dkl = a.dkl + at, *mu = a.mu + at, *logvar = a.logvar + at, *eps = a.eps + at;
-      map_vectors_twice<T>(
-          0, a.d, a.dmu + at, a.dlogvar + at, [=](auto load, V& dmu, V& dlogvar) __attribute__((always_inline)) {
-            const V m = load(mu), l = load(logvar), sigma = gaussian_sigma<S>(l);
-            const typename S::I blocked = over_batch ? load(closed) != zero : gaussian_divergence<S>(m, l, sigma) < floor;
-            gaussian_gradient<S>(load(dz), S::select(blocked, zero, load(dkl)), m, l, load(eps), sigma, dmu, dlogvar);
-          });
+      map_vectors_twice<T>(0, a.d, a.dmu + at, a.dlogvar + at,
+                           [=](auto load, V& dmu, V& dlogvar) __attribute__((always_inline)) {
+                             const V m = load(mu), l = load(logvar), sigma = gaussian_sigma<S>(l);
+                             const V open = S::select(load(closed) != zero, zero, load(dkl));
+                             gaussian_gradient<S>(load(dz), open, m, l, load(eps), sigma, dmu, dlogvar);
+                           });
     }
   });
 }

@@ -9,13 +9,16 @@
 #include "memory.h"
 #include "simd.h"
 #include "threads.h"
+#include "transpose.h"
 
 namespace rheme {
 namespace RHEME_NS {
 namespace {
 
 constexpr long kPanel = 64;
-constexpr long kBlock = 512;   // of k
+constexpr long kBlock = 512;  // of k
+constexpr long kFewRows = 48;
+constexpr long kWorthSharing = 200000;  // floating-point operations; a job costs a few microseconds
 constexpr long kTileRows = 6;  // 6 rows x 4 vectors fill 32 registers with the panel's 4 and a broadcast; 6 x 2 fill 16
 
 static inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
@@ -112,29 +115,28 @@ static void tile_rows(long rows, const T* const* a, long k, const T* panel, T* c
 // Rows of the next tile when `left` rows remain: near-equal tiles (16 = 6 + 5 + 5) keep the vector units busier than 6 + 6 + 4.
 static inline long next_tile(long left) { return ceil_div(left, ceil_div(left, kTileRows)); }
 
+// One line of a panel, `columns` of it given, the others zero; all zero where source is null.
+template <class T>
+RHEME_FN void copy_line(const T* source, long columns, T* line) {
+  typedef Simd<T> S;
+  if (source && columns == kPanel) {
+#pragma GCC unroll 8
+    for (long j = 0; j < kPanel; j += S::W) S::store(line + j, S::load(source + j));
+    return;
+  }
+  for (long j = 0; j < kPanel; ++j) line[j] = source && j < columns ? source[j] : T(0);
+}
+
 // Panel p of B, given as b(k, n) = b[k * k_stride + n * n_stride]; one of the strides is 1.
 template <class T>
 static void pack_panel(const T* b, long k_stride, long n_stride, long k, long n, long p, T* out) {
   const long first = p * kPanel, columns = min_long(kPanel, n - first);
   const T* source = b + first * n_stride;
   if (n_stride == 1) {
-    for (long i = 0; i < k; ++i) {
-      const T* row = source + i * k_stride;
-      for (long j = 0; j < columns; ++j) out[i * kPanel + j] = row[j];
-      for (long j = columns; j < kPanel; ++j) out[i * kPanel + j] = T(0);
-    }
+    for (long i = 0; i < k; ++i) copy_line(source + i * k_stride, columns, out + i * kPanel);
     return;
   }
-  for (long i0 = 0; i0 < k; i0 += 32) {  // 32 lines of the panel stay in L1 while each source row adds a column
-    const long i1 = min_long(i0 + 32, k);
-    for (long j = 0; j < kPanel; ++j) {
-      const T* row = source + j * n_stride;
-      if (j < columns)
-        for (long i = i0; i < i1; ++i) out[i * kPanel + j] = row[i * k_stride];
-      else
-        for (long i = i0; i < i1; ++i) out[i * kPanel + j] = T(0);
-    }
-  }
+  transpose_into(source, n_stride, k, columns, out, kPanel, kPanel);
 }
 
 template <class T>
@@ -152,11 +154,13 @@ struct Product {
   const T* panels;  // B
   T* c;             // c(m, n) = c[m * c_row + n]
   long c_row;
-  const T* bias;        // (n,) or null: what C starts from, else 0
-  const long* c_index;  // row m of C stands at c_index[m], -1: nowhere; null: m itself
-  bool accumulate;      // start from what C holds
+  const T* bias;         // (n,) or null: what C starts from, else 0
+  const long* c_index;   // row m of C stands at c_index[m], -1: nowhere; null: m itself
+  bool accumulate;       // start from what C holds
+  long first_panel = 0;  // the panel that `panels` begins with
 
   void run(long m0, long m1, long p0, long p1) const {
+    if (m0 >= m1) return;
     const T* rows_a[kTileRows];
     T* rows_c[kTileRows];
     alignas(64) T edge[kTileRows][kPanel];
@@ -166,7 +170,7 @@ struct Product {
       if (a_transposed) pack_rows(m0, m1, k0, depth, packed.data);
       for (long p = p0; p < p1; ++p) {
         const long first = p * kPanel, columns = min_long(kPanel, n - first);
-        const T* panel = panels + (p * k + k0) * kPanel;
+        const T* panel = panels + ((p - first_panel) * k + k0) * kPanel;
         const T* pack = packed.data;
         for (long i = m0; i < m1;) {
           const long rows = next_tile(m1 - i);
@@ -203,15 +207,16 @@ struct Product {
     }
   }
 
-  // All of C over the pool. Blocks of 96 rows keep a packed block of A (96 x 512 floats, 192 KB) in the L2 cache.
+  // All of C over the pool. Blocks of 96 rows by 512 k, or 192 by 256, keep a packed block of A (192 KB) in the L2 cache.
   void run_parallel() const {
     const long panels_count = ceil_div(n, kPanel);
     if (m == 0 || panels_count == 0) return;
-    const long row_block = 96, row_blocks = ceil_div(m, row_block);
+    const long row_block = k <= 256 ? 192 : 96, row_blocks = ceil_div(m, row_block);
     const long wanted = 4L * num_threads();
-    const long groups =
-        num_threads() == 1 || 2 * m * n * k < 200000 ? 1 : min_long(panels_count, max_long(1, ceil_div(wanted, row_blocks)));
-    if (num_threads() == 1 || 2 * m * n * k < 200000) {  // a job costs a few microseconds
+    const long groups = num_threads() == 1 || 2 * m * n * k < kWorthSharing
+                            ? 1
+                            : min_long(panels_count, max_long(1, ceil_div(wanted, row_blocks)));
+    if (num_threads() == 1 || 2 * m * n * k < kWorthSharing) {
       for (long block = 0; block < row_blocks; ++block)
         run(block * row_block, min_long(m, (block + 1) * row_block), 0, panels_count);
       return;
@@ -225,16 +230,43 @@ struct Product {
   }
 
  private:
-  // A^T in tiles of [depth][rows], in the order in which run() walks the tiles.
+  // A^T in tiles of [depth][rows], in the order in which run() walks the tiles. A few lines of A at a time: many at a stride of
+  // a power of two would fall into the same sets of the cache, and each is read by all tiles.
   void pack_rows(long m0, long m1, long k0, long depth, T* out) const {
-    for (long i = m0; i < m1;) {
-      const long rows = next_tile(m1 - i);
-      const T* source = a + k0 * a_row + i;
-      for (long j = 0; j < depth; ++j)
-        for (long r = 0; r < rows; ++r) out[j * rows + r] = source[j * a_row + r];
-      out += rows * depth;
-      i += rows;
+    constexpr long kLines = 8;
+    const long count = ceil_div(m1 - m0, kTileRows), least = (m1 - m0) / count, larger = (m1 - m0) % count;
+    for (long j = 0; j < depth; j += kLines) {
+      const T* source = a + (k0 + j) * a_row + m0;
+      const long lines = min_long(kLines, depth - j);
+      T* tile = out;
+      for (long t = 0; t < count; ++t) {
+        const long rows = least + (t < larger);  // as next_tile deals them out
+        T* to = tile + j * rows;
+        switch (rows) {  // a constant number of rows makes whole vectors of each line
+          case 6:
+            pack_tile<6>(source, lines, to);
+            break;
+          case 5:
+            pack_tile<5>(source, lines, to);
+            break;
+          case 4:
+            pack_tile<4>(source, lines, to);
+            break;
+          default:
+            for (long i = 0; i < lines; ++i)
+              for (long r = 0; r < rows; ++r) to[i * rows + r] = source[i * a_row + r];
+        }
+        source += rows;
+        tile += rows * depth;
+      }
     }
+  }
+
+  template <int ROWS>
+  void pack_tile(const T* source, long lines, T* out) const {
+    for (long j = 0; j < lines; ++j, source += a_row, out += ROWS)
+#pragma GCC unroll 6
+      for (int r = 0; r < ROWS; ++r) out[r] = source[r];
   }
 };
 
@@ -242,6 +274,18 @@ struct Product {
 template <class T>
 static void multiply(long m, long k, long n, const T* a, long a_row, bool a_transposed, const T* b, long b_row,
                      bool b_transposed, T* c, long c_row, const T* bias, bool accumulate) {
+  if (m <= kFewRows) {  // each panel is used once: packed where it is used, it never leaves the L2 cache
+    const auto columns = [=](long p) {
+      Scratch<T> panel(k * kPanel);
+      pack_panel(b, b_transposed ? 1 : b_row, b_transposed ? b_row : 1, k, n, p, panel.data);
+      const Product<T> product = {m, k, n, a, a_row, a_transposed, panel.data, c, c_row, bias, nullptr, accumulate, p};
+      product.run(0, m, p, p + 1);
+    };
+    const long count = ceil_div(n, kPanel);
+    if (2 * m * n * k >= kWorthSharing) return parallel(count, columns);
+    for (long p = 0; p < count; ++p) columns(p);
+    return;
+  }
   Scratch<T> panels(panel_elements(k, n));
   pack_panels(b, b_transposed ? 1 : b_row, b_transposed ? b_row : 1, k, n, panels.data);
   const Product<T> product = {m, k, n, a, a_row, a_transposed, panels.data, c, c_row, bias, nullptr, accumulate};

@@ -31,8 +31,10 @@ struct LstmArgs {
   const int64_t* lengths;  // (N,) or null
   const T* h0;             // (R, N, H) or null
   const T* c0;             // (R, N, H) or null
-  const T* panels_ih[2];   // per direction, as PackLstmArgs makes them
+  const T* panels_ih[2];   // per direction, as PackLstmArgs makes them; null for one step of one row, which takes
   const T* panels_hh[2];
+  const T* w_ih[2];  // (4H, I)
+  const T* w_hh[2];  // (4H, H)
   const T* bias[2];  // (4H,)
   T* y;              // (T, N, R*H), written whole: zero past a row's length
   T* h_n;            // (R, N, H)
@@ -174,7 +176,7 @@ struct CrossEntropyArgs {
   const int64_t* targets;  // (M,), each 0..V-1 or ignore_index
   T* loss;                 // (M,)
   T* lse;                  // (M,)
-  T* logits;               // (M, V) or null
+  T* logits;               // (M, V) or null; in cross_entropy given, and x and weight null
 };
 
 template <class T>
@@ -189,7 +191,7 @@ struct CrossEntropyBackwardArgs {
   const int64_t* targets;
   const T* lse;
   const T* logits;  // (M, V) or null: computed again
-  T* dx;            // (M, K)
+  T* dx;            // (M, K); in cross_entropy (M, V), of the logits
   T* dweight;       // (V, K)
   T* dbias;         // (V,) or null
 };
@@ -425,6 +427,8 @@ struct Table {
   void (*softmax_backward)(const SoftmaxBackwardArgs<T>&);
   void (*log_softmax)(const SoftmaxArgs<T>&);
   void (*log_softmax_backward)(const SoftmaxBackwardArgs<T>&);
+  void (*cross_entropy)(const CrossEntropyArgs<T>&);
+  void (*cross_entropy_backward)(const CrossEntropyBackwardArgs<T>&);
   void (*linear_cross_entropy)(const CrossEntropyArgs<T>&);
   void (*linear_cross_entropy_backward)(const CrossEntropyBackwardArgs<T>&);
   void (*sample)(const SampleArgs<T>&);

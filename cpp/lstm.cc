@@ -4,57 +4,16 @@
 // activations run on it while it is in the L1 cache. Rows are independent: each task owns some rows of one direction and runs
 // them through all steps with no barrier. Rows are dealt out by falling length, so that at each step the rows still alive are a
 // prefix and the tasks are even. Weight gradients are three products over all valid steps after the loop.
-#include "gemm.h"
+#include "lstm_weights.h"
 
 namespace rheme {
 namespace RHEME_NS {
 namespace {
 
-constexpr long kUnits = 16;  // per panel
-
-static inline long round_up(long n, long to) { return ceil_div(n, to) * to; }
-
-// The row of PyTorch's (4H, K) weights that stands in column c of the panels, or -1 in the padding.
-static inline long weight_row(long c, long hidden) {
-  const long unit = c / kPanel * kUnits + c % kUnits, gate = c % kPanel / kUnits;
-  return unit < hidden ? gate * hidden + unit : -1;
-}
-
-template <class T>
-void pack_gates(const T* w, long k, long hidden, T* panels) {
-  parallel(lstm_columns(hidden) / kPanel, [=](long p) {
-    T* out = panels + p * k * kPanel;
-    for (long i0 = 0; i0 < k; i0 += 32) {  // 32 lines of the panel stay in L1 while each source row adds a column
-      const long i1 = min_long(i0 + 32, k);
-      for (long j = 0; j < kPanel; ++j) {
-        const long row = weight_row(p * kPanel + j, hidden);
-        if (row >= 0)
-          for (long i = i0; i < i1; ++i) out[i * kPanel + j] = w[row * k + i];
-        else
-          for (long i = i0; i < i1; ++i) out[i * kPanel + j] = T(0);
-      }
-    }
-  });
-}
-
 template <class T>
 void pack_lstm(const PackLstmArgs<T>& a) {
   pack_gates(a.w_ih, a.input, a.hidden, a.panels_ih);
   pack_gates(a.w_hh, a.hidden, a.hidden, a.panels_hh);
-}
-
-// The transposed use of the same weights: B(k = gate column, n = n) for dgates * W.
-template <class T>
-void pack_gates_transposed(const T* w, long n, long hidden, T* panels) {
-  const long columns = lstm_columns(hidden);
-  parallel(ceil_div(n, kPanel), [=](long p) {
-    const long first = p * kPanel, width = min_long(kPanel, n - first);
-    T* out = panels + p * columns * kPanel;
-    for (long c = 0; c < columns; ++c, out += kPanel) {
-      const long row = weight_row(c, hidden);
-      for (long j = 0; j < kPanel; ++j) out[j] = row >= 0 && j < width ? w[row * n + first + j] : T(0);
-    }
-  });
 }
 
 // Rows by falling length (equal ones in order), and the split of directions x rows into tasks.
@@ -204,7 +163,8 @@ struct Forward {
     }
   }
 
-  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the pre-activations, then the cell.
+  // Step s of the hidden units of panels [p0, p1): the recurrent product onto the pre-activations, then the cell. Odd steps go
+  // from the last panel to the first: where the weights outgrow the cache, what it still holds is read again first.
   void step(const Sequence<T>& q, long s, long live, T* const* gates, long p0, long p1) const {
     const long hidden = a.hidden, padded = lstm_columns(hidden) / 4, width = a.directions * hidden;
     Scratch<const T*> previous(live);
@@ -220,7 +180,8 @@ struct Forward {
       else
         recurrent = false;
     }
-    for (long p = p0; p < p1; ++p) {
+    for (long turn = p0; turn < p1; ++turn) {
+      const long p = s % 2 ? p1 - 1 - (turn - p0) : turn;
       const T* panel = a.panels_hh[q.direction] + p * hidden * kPanel;
       for (long i = 0; i < live;) {
         const long rows = next_tile(live - i);
@@ -243,7 +204,6 @@ struct Forward {
     }
   }
 
- private:
   // 16 units of one row, `valid` of them real.
   void activate(T* gates, T* cell, T* h, T* saved_cell, long valid) const {
     for (long j = 0; j < kUnits; j += S::W) {
@@ -339,10 +299,51 @@ void lstm_stationary(const Forward<T>& forward, long direction, long shares) {
   forward.finish(q);
 }
 
+// Calls body(0) ... body(tasks - 1), on all threads where there is work for them.
+template <class F>
+void share(long tasks, long operations, F body) {
+  if (operations >= kWorthSharing) return parallel(tasks, body);
+  for (long i = 0; i < tasks; ++i) body(i);
+}
+
+// One step of one row with weights that are packed nowhere.
+template <class T>
+void lstm_once(const LstmArgs<T>& a, const Forward<T>& forward) {
+  const long hidden = a.hidden, columns = lstm_columns(hidden), panels = columns / kPanel;
+  if (forward.plan.length(0) == 0) {
+    for (long j = 0; j < a.directions * hidden; ++j) {
+      a.y[j] = T(0);
+      a.h_n[j] = a.h0 ? a.h0[j] : T(0);
+      a.c_n[j] = a.c0 ? a.c0[j] : T(0);
+    }
+    return;
+  }
+  Scratch<T> own(a.gates ? 0 : a.directions * columns);
+  share(a.directions * panels, 8 * a.directions * hidden * (a.input + hidden), [&](long task) {
+    const long d = task / panels, p = task % panels, at = d * hidden + p * kUnits,
+               valid = min_long(kUnits, hidden - p * kUnits);
+    T* gates = (a.gates ? a.gates : own.data) + d * columns + p * kPanel;
+    for (long c = 0; c < kPanel; ++c) {
+      const long from = weight_row(p * kPanel + c, hidden);
+      gates[c] = from >= 0 ? a.bias[d][from] : T(0);
+    }
+    add_product_once(a.w_ih[d], a.input, hidden, p, a.x, gates);
+    if (a.h0) add_product_once(a.w_hh[d], hidden, hidden, p, a.h0 + d * hidden, gates);
+    T cell[kUnits];
+    for (long j = 0; j < kUnits; ++j) cell[j] = a.c0 && j < valid ? a.c0[at + j] : T(0);
+    forward.activate(gates, cell, a.y + at, a.cells ? a.cells + at : nullptr, valid);
+    for (long j = 0; j < valid; ++j) {
+      a.h_n[at + j] = a.y[at + j];
+      a.c_n[at + j] = cell[j];
+    }
+  });
+}
+
 template <class T>
 void lstm(const LstmArgs<T>& a) {
   const Plan plan(a.batch, a.time, a.directions, a.lengths);
   const Forward<T> forward = {a, plan};
+  if (!a.panels_hh[0]) return lstm_once(a, forward);
   // Below two rows a thread the weights, not the rows, are worth sharing out; a tiny layer is done before a thread wakes up.
   const long threads = num_threads();
   if (a.directions < threads && a.batch < 2 * threads && a.batch * a.hidden * (a.hidden + a.input) >= 32768) {
@@ -420,7 +421,6 @@ struct Backward {
     }
   }
 
- private:
   void differentiate(const T* gates, const T* cell, const T* previous, const T* dy, const T* dh, T* dc, T* out,
                      long valid) const {
     T part[3][kUnits];
@@ -448,10 +448,54 @@ struct Backward {
   }
 };
 
+// One step of one row: the weights are read as they stand, and their gradients are outer products.
+template <class T>
+void lstm_backward_once(const LstmBackwardArgs<T>& a, const Plan& plan) {
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  const long hidden = a.hidden, columns = lstm_columns(hidden), panels = columns / kPanel, strip = 8 * S::W;
+  const Backward<T> backward = {a, plan, nullptr, nullptr, nullptr};
+  Scratch<T> dgates(columns), dh(columns / 4), dc(columns / 4), nothing(hidden);
+  for (long j = 0; j < hidden; ++j) nothing.data[j] = T(0);
+  for (long d = 0; d < a.directions; ++d) {
+    const long at = d * hidden;
+    for (long j = 0; j < columns / 4; ++j) {
+      dh.data[j] = a.dh_n && j < hidden ? a.dh_n[at + j] : T(0);
+      dc.data[j] = a.dc_n && j < hidden ? a.dc_n[at + j] : T(0);
+    }
+    for (long p = 0; p < panels; ++p) {
+      const long u = p * kUnits;
+      backward.differentiate(a.gates + d * columns + p * kPanel, a.cells + at + u, a.c0 ? a.c0 + at + u : nullptr,
+                             a.dy + at + u, dh.data + u, dc.data + u, dgates.data + p * kPanel, min_long(kUnits, hidden - u));
+    }
+    for (long j = 0; j < hidden; ++j) a.dc0[at + j] = dc.data[j];
+    const T *dg = dgates.data, *h = a.h0 ? a.h0 + at : nothing.data;
+    const long strips_h = ceil_div(hidden, strip), strips_x = a.dx ? ceil_div(a.input, strip) : 0;
+    share(panels + strips_h + strips_x, 24 * hidden * (a.input + hidden), [&, d, dg, h, strips_h](long task) {
+      if (task >= panels + strips_h)
+        return multiply_strip(dg, a.w_ih[d], a.input, hidden, (task - panels - strips_h) * strip, a.dx, d == 1);
+      if (task >= panels) return multiply_strip(dg, a.w_hh[d], hidden, hidden, (task - panels) * strip, a.dh0 + at, false);
+      for (long c = task * kPanel; c < (task + 1) * kPanel; ++c) {
+        const long row = weight_row(c, hidden);
+        if (row < 0) continue;
+        const V factor = S::set(dg[c]), zero = S::set(T(0));
+        a.dbias[d][row] = dg[c] + T(0);
+        T *w_ih = a.dw_ih[d] + row * a.input, *w_hh = a.dw_hh[d] + row * hidden;
+        long j = 0;
+        for (; j + S::W <= a.input; j += S::W) S::store(w_ih + j, S::fma(factor, S::load(a.x + j), zero));
+        if (j < a.input) S::store_part(w_ih + j, S::fma(factor, S::load_part(a.x + j, a.input - j), zero), a.input - j);
+        for (j = 0; j + S::W <= hidden; j += S::W) S::store(w_hh + j, S::fma(factor, S::load(h + j), zero));
+        if (j < hidden) S::store_part(w_hh + j, S::fma(factor, S::load_part(h + j, hidden - j), zero), hidden - j);
+      }
+    });
+  }
+}
+
 template <class T>
 void lstm_backward(const LstmBackwardArgs<T>& a) {
   const long steps = a.time * a.batch, columns = lstm_columns(a.hidden), hidden = a.hidden, width = a.directions * hidden;
   const Plan plan(a.batch, a.time, a.directions, a.lengths);
+  if (steps == 1 && plan.length(0) == 1) return lstm_backward_once(a, plan);
   long valid = steps;
   if (a.lengths) {
     valid = 0;
@@ -487,10 +531,7 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
   parallel(input_panels, [&](long p) {
     const long first = p * kPanel, n = min_long(kPanel, a.input - first);
     T* out = x_panels.data + p * valid * kPanel;
-    for (long i = 0; i < valid; ++i, out += kPanel) {
-      const T* x = a.x + (dense ? dense[i] : i) * a.input + first;
-      for (long j = 0; j < kPanel; ++j) out[j] = j < n ? x[j] : T(0);
-    }
+    for (long i = 0; i < valid; ++i, out += kPanel) copy_line(a.x + (dense ? dense[i] : i) * a.input + first, n, out);
   });
   if (a.dx && ragged)
     for (long n = 0; n < a.batch; ++n)
@@ -510,7 +551,7 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
           h = a.y + (before * a.batch + n) * width + d * hidden + first;
         else
           h = a.h0 ? a.h0 + (d * a.batch + n) * hidden + first : nullptr;
-        for (long j = 0; j < kPanel; ++j) out[j] = h && j < n_columns ? h[j] : T(0);
+        copy_line(h, n_columns, out);
       }
     });
     const Product<T> dw_ih = {columns,       valid,      a.input, dg,      columns,       true,

@@ -5,14 +5,20 @@
 #pragma once
 
 #include "gemm.h"
-#include "transpose.h"
 
 namespace rheme {
 namespace RHEME_NS {
 namespace {
 
 constexpr long kReduceBlock = 4096;
-constexpr long kChunk = 16384;  // elements of an elementwise task
+constexpr long kChunk = 16384;            // elements of an elementwise task
+constexpr long kStreamBytes = 16L << 20;  // results of this size go past the caches: their reader would not find them there
+
+// Whether to stream to `count` elements from y on: many, and whole vectors on their own boundary.
+template <class T>
+RHEME_FN bool streams(const T* y, long count) {
+  return count * static_cast<long>(sizeof(T)) >= kStreamBytes && reinterpret_cast<uintptr_t>(y) % RHEME_VECTOR_BYTES == 0;
+}
 
 // Calls body(first, last) on chunks of a flat array of n elements.
 template <class F>
@@ -27,36 +33,38 @@ static void parallel_rows(long rows, long cost, F body) {
   parallel(ceil_div(rows, group), [=](long t) { body(t * group, min_long(rows, (t + 1) * group)); });
 }
 
-// Panel p of B, as pack_panel makes it, with the turned case in vectors.
-template <class T>
-static void pack_any_panel(const T* b, long k_stride, long n_stride, long k, long n, long p, T* out) {
-  if (n_stride == 1) return pack_panel(b, k_stride, n_stride, k, n, p, out);
-  const long first = p * kPanel;
-  transpose_into(b + first * n_stride, n_stride, k, min_long(kPanel, n - first), out, kPanel, kPanel);
-}
-
 // y[i] = f(x[i]...) by whole vectors and a padded tail: f(load) gets a loader that reads a pointer at the current place.
-template <class T, class F>
+template <class T, bool STREAM = false, class F>
 RHEME_FN void map_vectors(long first, long last, T* y, F f) {
   typedef Simd<T> S;
   long i = first;
-  for (; i + S::W <= last; i += S::W)
-    S::store(y + i, f([i](const T* p) __attribute__((always_inline)) { return S::load(p + i); }));
+  for (; i + S::W <= last; i += S::W) {
+    const typename S::V a = f([i](const T* p) __attribute__((always_inline)) { return S::load(p + i); });
+    if constexpr (STREAM)
+      S::stream(y + i, a);
+    else
+      S::store(y + i, a);
+  }
   if (i < last)
     S::store_part(y + i, f([i, last](const T* p) __attribute__((always_inline)) { return S::load_part(p + i, last - i); }),
                   last - i);
 }
 
 // The same with two results: f(load, a, b) gives a to y and b to z.
-template <class T, class F>
+template <class T, bool STREAM = false, class F>
 RHEME_FN void map_vectors_twice(long first, long last, T* y, T* z, F f) {
   typedef Simd<T> S;
   typename S::V a, b;
   long i = first;
   for (; i + S::W <= last; i += S::W) {
     f([i](const T* p) __attribute__((always_inline)) { return S::load(p + i); }, a, b);
-    S::store(y + i, a);
-    S::store(z + i, b);
+    if constexpr (STREAM) {
+      S::stream(y + i, a);
+      S::stream(z + i, b);
+    } else {
+      S::store(y + i, a);
+      S::store(z + i, b);
+    }
   }
   if (i < last) {
     f([i, last](const T* p) __attribute__((always_inline)) { return S::load_part(p + i, last - i); }, a, b);

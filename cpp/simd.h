@@ -124,6 +124,24 @@ RHEME_FN void store_vector_part(T* p, V x, long n) {
 }
 #endif
 
+// A store past the caches, for results that outgrow them: the line is not read first. p is aligned to a vector; `fence_streams`
+// makes them seen by whoever runs after this task.
+#if defined(__AVX512F__)
+RHEME_FN void stream_vector(float* p, Types<float>::Vector x) { _mm512_stream_ps(p, (__m512)x); }
+RHEME_FN void stream_vector(double* p, Types<double>::Vector x) { _mm512_stream_pd(p, (__m512d)x); }
+RHEME_FN void fence_streams() { _mm_sfence(); }
+#elif defined(__AVX2__)
+RHEME_FN void stream_vector(float* p, Types<float>::Vector x) { _mm256_stream_ps(p, (__m256)x); }
+RHEME_FN void stream_vector(double* p, Types<double>::Vector x) { _mm256_stream_pd(p, (__m256d)x); }
+RHEME_FN void fence_streams() { _mm_sfence(); }
+#else
+template <class T, class V>
+RHEME_FN void stream_vector(T* p, V x) {
+  *reinterpret_cast<typename Types<T>::Unaligned*>(p) = x;
+}
+RHEME_FN void fence_streams() {}
+#endif
+
 // The square root is rounded correctly everywhere.
 RHEME_FN Types<float>::Vector sqrt_vector(Types<float>::Vector x) {
 #if defined(__AVX512F__)
@@ -161,6 +179,7 @@ struct Common {
   RHEME_FN V set(T x) { return x - V{}; }  // x - 0 is x, bit for bit, so this is a bare broadcast; 0 + x would add
   RHEME_FN V load(const T* p) { return *reinterpret_cast<const typename Types<T>::Unaligned*>(p); }
   RHEME_FN void store(T* p, V x) { *reinterpret_cast<typename Types<T>::Unaligned*>(p) = x; }
+  RHEME_FN void stream(T* p, V x) { stream_vector(p, x); }
   // The first n < W elements; the others read as `fill` and are not written.
   RHEME_FN V load_part(const T* p, long n, T fill = T(0)) { return load_vector_part(p, n, set(fill)); }
   RHEME_FN void store_part(T* p, V x, long n) { store_vector_part(p, x, n); }

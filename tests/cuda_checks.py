@@ -105,6 +105,15 @@ def cross_entropy_equals_reference(dtype: str, rng: np.random.Generator) -> None
         used = targets != -7
         close(f"loss {what}", [forward[0], forward[1][used]], [want[0], want[1][used]], dtype, k)
         close(f"backward {what}", backward, want_back, dtype, k)
+        logits = cast(rng.normal(size=(m, v)), dtype)
+        rest = {"targets": targets, "ignore_index": -7, "label_smoothing": given["label_smoothing"]}
+        loss, lse = _cuda.cross_entropy(logits=up(logits), **up(rest))
+        back = _cuda.cross_entropy_backward(dloss=up(dloss), logits=up(logits), lse=lse, **up(rest))
+        wide = rest | {"logits": cast(logits, "float64")}
+        want, want_lse = reference.cross_entropy(**wide)
+        want_back = reference.cross_entropy_backward(**wide, dloss=cast(dloss, "float64"), lse=want_lse)
+        close(f"loss of logits {what}", [down(loss)], [want], dtype, k)
+        close(f"dlogits {what}", [down(back)], [want_back], dtype, k)
 
 
 def optimisers_equal_the_cpu(rng: np.random.Generator) -> None:

@@ -464,6 +464,26 @@ def log_softmax_backward(*, dy: Array, y: Array) -> Array:
 
 
 @in_float64
+def cross_entropy(*, logits: Array, targets: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array]:
+    used = targets != ignore_index
+    _check_ids(targets[used], logits.shape[1], "targets")
+    lse = _logsumexp(logits, 1)[:, 0]
+    at_target = logits[np.arange(len(logits)), np.where(used, targets, 0)]
+    loss = (1 - label_smoothing) * (lse - at_target) + label_smoothing * (lse - logits.mean(axis=1))
+    return np.where(used, loss, 0.0), lse
+
+
+@in_float64
+def cross_entropy_backward(
+    *, dloss: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+) -> Array:
+    used = targets != ignore_index
+    dlogits = np.exp(logits - lse[:, None]) - label_smoothing / logits.shape[1]
+    dlogits[np.arange(len(logits))[used], targets[used]] -= 1 - label_smoothing
+    return dlogits * np.where(used, dloss, 0.0)[:, None]
+
+
+@in_float64
 def linear_cross_entropy(
     *,
     x: Array,
@@ -474,13 +494,9 @@ def linear_cross_entropy(
     label_smoothing: float,
     save: bool,
 ) -> tuple[Array, Array, Array | None]:
-    used = targets != ignore_index
-    _check_ids(targets[used], weight.shape[0], "targets")
     logits = x @ weight.T if bias is None else x @ weight.T + bias
-    lse = _logsumexp(logits, 1)[:, 0]
-    at_target = logits[np.arange(len(x)), np.where(used, targets, 0)]
-    loss = (1 - label_smoothing) * (lse - at_target) + label_smoothing * (lse - logits.mean(axis=1))
-    return np.where(used, loss, 0.0), lse, logits if save else None
+    loss, lse = cross_entropy(logits=logits, targets=targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    return loss, lse, logits if save else None
 
 
 @in_float64
@@ -496,12 +512,10 @@ def linear_cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[Array, Array, Array | None]:
-    used = targets != ignore_index
     if logits is None:
         logits = x @ weight.T if bias is None else x @ weight.T + bias
-    dlogits = np.exp(logits - lse[:, None]) - label_smoothing / weight.shape[0]
-    dlogits[np.arange(len(x))[used], targets[used]] -= 1 - label_smoothing
-    dlogits *= np.where(used, dloss, 0.0)[:, None]
+    rest = {"targets": targets, "lse": lse, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    dlogits = cross_entropy_backward(dloss=dloss, logits=logits, **rest)
     return dlogits @ weight, dlogits.T @ x, None if bias is None else dlogits.sum(axis=0)
 
 

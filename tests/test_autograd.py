@@ -48,6 +48,8 @@ CHECKS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "attention": (lambda q, k, v: F.attention(q, k, v, LENGTHS, 0.7), [(3, 4, 5), (4, 4, 5), (4, 4, 2)]),
     "attention_context": (lambda q, k, v: F.attention(q, k, v)[0], [(3, 4, 5), (4, 4, 5), (4, 4, 2)]),
     "attention_weights": (lambda q, k, v: F.attention(q, k, v)[1], [(3, 4, 5), (4, 4, 5), (4, 4, 2)]),
+    "cross_entropy": (lambda a: F.cross_entropy(a, [[0, 6], [-1, 3]]), [(2, 2, 7)]),
+    "cross_entropy_smooth": (lambda a: F.cross_entropy(a, [0, 9, 6], 9, label_smoothing=0.2), [(3, 7)]),
     "linear_cross_entropy": (lambda x, w, b: F.linear_cross_entropy(x, w, b, [[0, 6], [-1, 3]]), [(2, 2, 3), (7, 3), (7,)]),
     "linear_cross_entropy_smooth": (
         lambda x, w: F.linear_cross_entropy(x, w, None, [0, 9, 6], 9, label_smoothing=0.2),

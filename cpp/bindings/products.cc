@@ -67,12 +67,13 @@ py::tuple lstm(const py::array& x, const Optional& lengths, const Optional& h0, 
     a.c0 = checked<T>(c0, "c0", state);
     Packed own;
     for (long d = 0; d < a.directions; ++d) {
-      checked<T>(w_ih[d], "w_ih", {4 * a.hidden, a.input});
-      checked<T>(w_hh[d], "w_hh", {4 * a.hidden, a.hidden});
+      a.w_ih[d] = checked<T>(w_ih[d], "w_ih", {4 * a.hidden, a.input});
+      a.w_hh[d] = checked<T>(w_hh[d], "w_hh", {4 * a.hidden, a.hidden});
       a.bias[d] = checked<T>(bias[d], "bias", {4 * a.hidden});
     }
-    if (!packed) pack_lstm_into<T>(own, w_ih, w_hh, a.input, a.hidden);
-    for (long d = 0; d < a.directions; ++d) {
+    const bool once = !packed && a.time == 1 && a.batch == 1;  // packing would cost more than it gains
+    if (!packed && !once) pack_lstm_into<T>(own, w_ih, w_hh, a.input, a.hidden);
+    for (long d = 0; d < a.directions && !once; ++d) {
       a.panels_ih[d] = (packed ? packed : &own)->template panels<T>(2 * d, {a.input, a.hidden, a.directions});
       a.panels_hh[d] = (packed ? packed : &own)->template panels<T>(2 * d + 1, {a.input, a.hidden, a.directions});
     }

@@ -130,6 +130,48 @@ void check_smoothing(double label_smoothing) {
     refuse("label_smoothing", std::to_string(label_smoothing) + ", wanted 0..1");
 }
 
+py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64_t ignore_index, double label_smoothing) {
+  return by_dtype(logits, "logits", [&](auto zero) -> py::tuple {
+    using T = decltype(zero);
+    CrossEntropyArgs<T> a{};
+    a.m = axis(logits, "logits", 0, 2);
+    a.v = axis(logits, "logits", 1, 2);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    check_smoothing(label_smoothing);
+    a.logits = checked<T>(logits, "logits", {-1, -1});
+    a.targets = checked<int64_t>(targets, "targets", {a.m});
+    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    py::array loss = make<T>({a.m}), lse = make<T>({a.m});
+    a.loss = data<T>(loss);
+    a.lse = data<T>(lse);
+    call(table<T>().cross_entropy, a);
+    return py::make_tuple(loss, lse);
+  });
+}
+
+py::array cross_entropy_backward(const py::array& dloss, const py::array& logits, const py::array& targets,
+                                 const py::array& lse, int64_t ignore_index, double label_smoothing) {
+  return by_dtype(logits, "logits", [&](auto zero) {
+    using T = decltype(zero);
+    CrossEntropyBackwardArgs<T> a{};
+    a.m = axis(logits, "logits", 0, 2);
+    a.v = axis(logits, "logits", 1, 2);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    check_smoothing(label_smoothing);
+    a.dloss = checked<T>(dloss, "dloss", {a.m});
+    a.logits = checked<T>(logits, "logits", {-1, -1});
+    a.targets = checked<int64_t>(targets, "targets", {a.m});
+    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    a.lse = checked<T>(lse, "lse", {a.m});
+    py::array dlogits = make<T>({a.m, a.v});
+    a.dx = data<T>(dlogits);
+    call(table<T>().cross_entropy_backward, a);
+    return dlogits;
+  });
+}
+
 py::tuple linear_cross_entropy(const py::array& x, const py::array& weight, const Optional& bias, const py::array& targets,
                                int64_t ignore_index, double label_smoothing, bool save) {
   return by_dtype(x, "x", [&](auto zero) -> py::tuple {
@@ -300,6 +342,10 @@ void bind_softmax(py::module_& m) {
         arg("y"));
   m.def("log_softmax_backward", softmax_backward_like([](const auto& t) { return t.log_softmax_backward; }), py::kw_only(),
         arg("dy"), arg("y"));
+  m.def("cross_entropy", &cross_entropy, py::kw_only(), arg("logits"), arg("targets"), arg("ignore_index"),
+        arg("label_smoothing"));
+  m.def("cross_entropy_backward", &cross_entropy_backward, py::kw_only(), arg("dloss"), arg("logits"), arg("targets"),
+        arg("lse"), arg("ignore_index"), arg("label_smoothing"));
   m.def("linear_cross_entropy", &linear_cross_entropy, py::kw_only(), arg("x"), arg("weight"), arg("bias").none(true),
         arg("targets"), arg("ignore_index"), arg("label_smoothing"), arg("save"));
   m.def("linear_cross_entropy_backward", &linear_cross_entropy_backward, py::kw_only(), arg("dloss"), arg("x"), arg("weight"),

@@ -170,6 +170,26 @@ def log_softmax(*, x: Array, mask: Array | None) -> Array:
     """Hidden entries are -inf."""
 
 def log_softmax_backward(*, dy: Array, y: Array) -> Array: ...
+def cross_entropy(
+    *,
+    logits: Array,  # F (M, V)
+    targets: Array,  # int64 (M,)
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Array, Array]:
+    """loss F (M,), 0 where ignored; lse F (M,). The loss is that of `linear_cross_entropy`."""
+
+def cross_entropy_backward(
+    *,
+    dloss: Array,  # F (M,)
+    logits: Array,
+    targets: Array,
+    lse: Array,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Array:
+    """dlogits F (M, V)."""
+
 def linear_cross_entropy(
     *,
     x: Array,  # F (M, K)

@@ -47,14 +47,13 @@ def grad_enabled() -> bool:
 class _Node:
     """One recorded op. Its output tensors point to it, it points to its input tensors."""
 
-    __slots__ = ("backward", "grads", "inputs", "number", "shapes")
+    __slots__ = ("backward", "grads", "inputs", "number")
 
-    def __init__(self, inputs: Sequence["Tensor | None"], backward: Backward, shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, inputs: Sequence["Tensor | None"], backward: Backward, outputs: int) -> None:
         self.number = next(_numbers)
         self.inputs: Sequence[Tensor | None] = inputs
         self.backward: Backward | None = backward
-        self.shapes = shapes
-        self.grads: list[Array | None] = [None] * len(shapes)
+        self.grads: list[Array | None] = [None] * outputs
 
 
 class Tensor:
@@ -218,7 +217,7 @@ def _deliver(tensor: Tensor, grad: Array) -> None:
 
 
 def _run(node: _Node) -> None:
-    if node.backward is not None and any(grad is not None for grad in node.grads):
+    if node.backward is not None and [grad for grad in node.grads if grad is not None]:
         grads = node.backward(*node.grads)
         if len(grads) != len(node.inputs):
             raise RhemeError(f"backward of a recorded op gave {len(grads)} gradients for {len(node.inputs)} inputs")
@@ -246,14 +245,22 @@ def record(outputs: Any, inputs: Sequence[Tensor | None], backward: Backward) ->
     """
     arrays = outputs if isinstance(outputs, tuple) else (outputs,)
     node = None
-    if _mode.enabled and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+    if _mode.enabled:
         kept = [tensor if tensor is not None and tensor.requires_grad else None for tensor in inputs]
-        node = _Node(kept, backward, [array.shape for array in arrays])
-    tensors = tuple(Tensor(array) for array in arrays)
-    if node is not None:
-        for index, tensor in enumerate(tensors):
-            tensor._node, tensor._index, tensor.requires_grad = node, index, True
+        if kept.count(None) < len(kept):
+            node = _Node(kept, backward, len(arrays))
+    tensors = tuple([_made(array, node, index) for index, array in enumerate(arrays)])
     return tensors if isinstance(outputs, tuple) else tensors[0]
+
+
+def _made(array: Any, node: _Node | None, index: int) -> Tensor:
+    """Output number `index` of a node. What an op made needs no checks; what a plugin's op made may."""
+    if type(array) is not np.ndarray:
+        array = ops.asarray(array)
+    tensor = Tensor.__new__(Tensor)
+    tensor.data, tensor.grad, tensor.requires_grad = array, None, node is not None
+    tensor.version, tensor._node, tensor._index = 0, node, index
+    return tensor
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:

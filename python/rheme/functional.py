@@ -32,6 +32,7 @@ __all__ = [
     "as_tensor",
     "attention",
     "concat",
+    "cross_entropy",
     "div",
     "dropout",
     "embedding",
@@ -105,7 +106,8 @@ def lstm(
     """One LSTM layer over a whole sequence, one or two directions.
 
     x (T, N, I); weights: per direction w_ih (4H, I), w_hh (4H, H), b_ih (4H,), b_hh (4H,), gates i f g o;
-    lengths (N,), 0..T, in any order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
+    lengths (N,), 0..T, in any order; h0, c0 (R, N, H); packed: `ops.pack_lstm` of the weights and, per direction, the sum of
+    the biases, made before. Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
     """
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
     x = _beside(x, directions[0][2])
@@ -116,11 +118,11 @@ def lstm(
         y, h_n, c_n = ops.quantized_lstm(x.data, *small, bias, lengths, _data(h0), _data(c0), reverse)
         return Tensor(y), Tensor(h_n), Tensor(c_n)
     w_ih, w_hh = [d[0].data for d in directions], [d[1].data for d in directions]
-    bias = [ops.add(d[2].data, d[3].data) for d in directions]
+    panels, bias = packed or (None, [ops.add(d[2].data, d[3].data) for d in directions])
     inputs = (x, h0, c0, *(w for d in directions for w in d))
     start = (_data(h0), _data(c0))
     save = _recording(*inputs)
-    y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, packed=packed, reverse=reverse, save=save)
+    y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, packed=panels, reverse=reverse, save=save)
 
     def backward(dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> list[Array | None]:
         assert gates is not None
@@ -200,6 +202,14 @@ def log_softmax(x: Any, mask: Any = None) -> Tensor:
     x = as_tensor(x)
     y = ops.log_softmax(x.data, mask)
     return record(y, (x,), lambda dy: (ops.log_softmax_backward(dy, y),))
+
+
+def cross_entropy(logits: Any, targets: Any, ignore_index: int = -1, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of given logits (..., V), targets (...) -> loss (...), 0 where the target is ignore_index."""
+    logits = as_tensor(logits)
+    rest = (ignore_index, label_smoothing)
+    loss, lse = ops.cross_entropy(logits.data, targets, *rest, save=True)
+    return record(loss, (logits,), lambda dloss: (ops.cross_entropy_backward(dloss, logits.data, targets, lse, *rest),))
 
 
 def linear_cross_entropy(

@@ -262,13 +262,14 @@ class _PackCache:
         self._packed: Any = None
 
     def get(self, parameters: Sequence[Tensor], pack: Callable[[], Any]) -> Any:
-        key = [(parameter.data, parameter.version) for parameter in parameters]
-        fresh = len(key) == len(self._key) and all(
-            new[0] is old[0] and new[1] == old[1] for new, old in zip(key, self._key, strict=True)
-        )
-        if not fresh:
-            self._packed = pack()
-            self._key = key
+        if len(self._key) == len(parameters):
+            for parameter, (data, version) in zip(parameters, self._key, strict=True):
+                if parameter.data is not data or parameter.version != version:
+                    break
+            else:
+                return self._packed
+        self._packed = pack()
+        self._key = [(parameter.data, parameter.version) for parameter in parameters]
         return self._packed
 
 
@@ -424,15 +425,14 @@ class LSTM(Module):
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
     def _weights(self, layer: int) -> list[F.Direction]:
-        return [tuple(getattr(self, name) for name in names) for names in self._names[layer]]
+        return [tuple([getattr(self, name) for name in names]) for names in self._names[layer]]
 
     def _packed(self, layer: int, weights: Sequence[F.Direction]) -> Any:
-        w_ih, w_hh = [direction[0] for direction in weights], [direction[1] for direction in weights]
-
         def pack() -> Any:
-            return ops.pack_lstm([w.data for w in w_ih], [w.data for w in w_hh])
+            panels = ops.pack_lstm([d[0].data for d in weights], [d[1].data for d in weights])
+            return panels, [ops.add(d[2].data, d[3].data) for d in weights]
 
-        return self._caches[layer].get(w_ih + w_hh, pack)
+        return self._caches[layer].get([parameter for direction in weights for parameter in direction], pack)
 
     def _small(self, layer: int, weights: Sequence[F.Direction]) -> tuple[list[Any], list[Any], list[Array]]:
         """Of a layer that is stored small: packed w_ih and w_hh, and the sums of the biases, each by direction."""

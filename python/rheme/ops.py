@@ -177,7 +177,7 @@ def as_rows(x: Array, name: str = "x") -> Array:
     """x (..., C) as (M, C)."""
     shape = x.shape
     if len(shape) == 2:
-        return contiguous(x)
+        return x if x.flags.c_contiguous else contiguous(x)
     if not shape:
         raise ValueError(f"{name}: expected at least one axis, got a scalar")
     return contiguous(x).reshape(math.prod(shape[:-1]), shape[-1])
@@ -481,6 +481,40 @@ def _row_mask(mask: Any, x: Array) -> Array | None:
     return None if mask is None else as_rows(mask_of(mask, x), "mask")  # type: ignore[arg-type]
 
 
+def cross_entropy(logits: Array, targets: Any, ignore_index: int = -1, label_smoothing: float = 0.0, save: bool = False) -> Any:
+    """Cross-entropy of given logits (..., V) -> loss (...); targets, ignored ones and smoothing as in `linear_cross_entropy`.
+
+    With `save`: loss and lse, as `cross_entropy_backward` needs it.
+    """
+    targets = integers(targets, logits, "targets")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets: shape {targets.shape} does not fit logits of shape {logits.shape}")
+    loss, lse = backend(logits).cross_entropy(
+        logits=as_rows(logits, "logits"),
+        targets=targets.reshape(targets.size),
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+    )
+    loss = loss.reshape(targets.shape)
+    return (loss, lse) if save else loss
+
+
+def cross_entropy_backward(
+    dloss: Array, logits: Array, targets: Any, lse: Array, ignore_index: int = -1, label_smoothing: float = 0.0
+) -> Array:
+    """dlogits (..., V)."""
+    targets = integers(targets, logits, "targets")
+    dlogits = backend(logits).cross_entropy_backward(
+        dloss=contiguous(dloss).reshape(dloss.size),
+        logits=as_rows(logits, "logits"),
+        targets=targets.reshape(targets.size),
+        lse=lse,
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+    )
+    return dlogits.reshape(logits.shape)
+
+
 def linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -581,7 +615,7 @@ def gaussian_kl(
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
-    return z.reshape(mu.shape), kl.reshape(mu.shape)
+    return (z, kl) if mu.ndim == 2 else (z.reshape(mu.shape), kl.reshape(mu.shape))
 
 
 def gaussian_kl_backward(
@@ -597,7 +631,7 @@ def gaussian_kl_backward(
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
-    return dmu.reshape(mu.shape), dlogvar.reshape(mu.shape)
+    return (dmu, dlogvar) if mu.ndim == 2 else (dmu.reshape(mu.shape), dlogvar.reshape(mu.shape))
 
 
 # Elementwise ------------------------------------------------------------------------------------------------------------

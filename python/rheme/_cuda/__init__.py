@@ -78,6 +78,8 @@ from rheme._cuda.quantized import (
     unpack_quantized,
 )
 from rheme._cuda.rows import (
+    cross_entropy,
+    cross_entropy_backward,
     gaussian_kl,
     gaussian_kl_backward,
     linear_cross_entropy,
@@ -101,6 +103,8 @@ __all__ = [
     "attention_backward",
     "available_isas",
     "build_info",
+    "cross_entropy",
+    "cross_entropy_backward",
     "div",
     "dropout",
     "embedding",

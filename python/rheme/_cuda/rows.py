@@ -89,6 +89,40 @@ def _check_cross_entropy(
     return dtype, m, k, v
 
 
+def _check_logits(logits: Array, targets: Array, label_smoothing: float) -> tuple[str, int, int]:
+    dtype = floating(logits, "logits", 2)
+    m, v = logits.shape
+    check(logits, "logits", dtype, None)
+    check(targets, "targets", "int64", (m,))
+    if not 0 <= label_smoothing <= 1:
+        refuse("label_smoothing", f"{label_smoothing}, wanted 0..1")
+    return dtype, m, v
+
+
+def cross_entropy(*, logits: Array, targets: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array]:
+    dtype, m, v = _check_logits(logits, targets, label_smoothing)
+    loss, lse = empty(shape=(m,), dtype=dtype), empty(shape=(m,), dtype=dtype)
+    launch(
+        "cross_entropy", "cross_entropy", dtype, m, row_threads(v),
+        v, 0, logits, None, targets, ignore_index, float(label_smoothing), fault(), loss, lse,
+    )  # fmt: skip
+    return loss, lse
+
+
+def cross_entropy_backward(
+    *, dloss: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+) -> Array:
+    dtype, m, v = _check_logits(logits, targets, label_smoothing)
+    check(dloss, "dloss", dtype, (m,))
+    check(lse, "lse", dtype, (m,))
+    dlogits = empty(shape=(m, v), dtype=dtype)
+    launch(
+        "cross_entropy", "cross_entropy_backward", dtype, m, row_threads(v),
+        v, 0, logits, None, targets, ignore_index, float(label_smoothing), dloss, lse, dlogits,
+    )  # fmt: skip
+    return dlogits
+
+
 def linear_cross_entropy(
     *,
     x: Array,

@@ -1,0 +1,83 @@
+"""What goes another way than the other sizes: results past the caches, one step of one row."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reference
+from op_cases import cast
+from rheme import _core
+from test_ops import close, lstm_arguments, run_lstm
+
+
+def test_cross_entropy_equals_reference(isa: str, dtype: str, rng: np.random.Generator) -> None:
+    """The largest is streamed past the caches; a row alone, which is not, has the same bits."""
+    for m, v, smoothing in ((0, 5, 0.0), (3, 1, 0.0), (7, 70, 0.1), (150, 1025, 0.0), (4, 1_200_000, 0.1)):
+        targets = rng.integers(0, v, m)
+        targets[1::4] = -7
+        given = {"logits": rng.normal(size=(m, v)), "targets": targets, "ignore_index": -7, "label_smoothing": smoothing}
+        given, dloss = cast(given, dtype), cast(rng.normal(size=m), dtype)
+        loss, lse = _core.cross_entropy(**given)
+        dlogits = _core.cross_entropy_backward(**given, dloss=dloss, lse=lse)
+        want, want_lse = reference.cross_entropy(**cast(given, "float64"))
+        want_back = reference.cross_entropy_backward(**cast(given, "float64"), dloss=cast(dloss, "float64"), lse=want_lse)
+        used = targets != -7
+        close(f"loss {m} {v}", [loss, lse[used]], [want, want_lse[used]], dtype, v)
+        close(f"dlogits {m} {v}", [dlogits], [want_back], dtype, v)
+        for row in range(0, m, 50):
+            part = given | {"logits": given["logits"][row : row + 1], "targets": targets[row : row + 1]}
+            np.testing.assert_array_equal(_core.cross_entropy(**part)[0][0], loss[row])
+            alone = _core.cross_entropy_backward(**part, dloss=dloss[row : row + 1], lse=lse[row : row + 1])
+            np.testing.assert_array_equal(alone[0], dlogits[row])
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_one_step_of_one_row_has_the_bits_of_a_batch(directions: int, isa: str, dtype: str, rng: np.random.Generator) -> None:
+    """It goes another way: weights are packed nowhere."""
+    for inputs, hidden, start in ((5, 3, True), (70, 40, True), (16, 144, False), (530, 600, True)):
+        given = cast(lstm_arguments(rng, 1, 2, inputs, hidden, directions, None, start), dtype)
+        grads = cast({name: rng.normal(size=(directions, 2, hidden)) for name in ("dh_n", "dc_n")}, dtype)
+        grads["dy"] = cast(rng.normal(size=(1, 2, directions * hidden)), dtype)
+        whole, back = run_lstm(_core, given, grads, False, True)
+        for row in (0, 1):
+            part = {
+                name: given[name][:, row : row + 1].copy() if given[name] is not None else None for name in ("x", "h0", "c0")
+            }
+            alone, alone_back = run_lstm(
+                _core, given | part, {name: g[:, row : row + 1].copy() for name, g in grads.items()}, False, True
+            )
+            for a, b in zip([*alone, *alone_back[:3]], [*whole, *back[:3]], strict=True):
+                np.testing.assert_array_equal(a, b[:, row : row + 1])
+            rows = [
+                given | part | {"packed": _core.pack_lstm(w_ih=given["w_ih"], w_hh=given["w_hh"]), "save": False},
+                given | part,
+            ]
+            packed, plain = (_core.lstm(**{"packed": None, "save": False, "reverse": False} | r) for r in rows)
+            for a, b in zip(packed[:3], plain[:3], strict=True):
+                np.testing.assert_array_equal(a, b)
+        twice = {name: np.repeat(g[:, :1], 2, 1) for name, g in grads.items()}
+        same = {name: None if given[name] is None else np.repeat(given[name][:, :1], 2, 1) for name in ("x", "h0", "c0")}
+        once = {name: None if given[name] is None else given[name][:, :1].copy() for name in ("x", "h0", "c0")}
+        for name in ("dy", "dh_n", "dc_n"):
+            twice[name][:, 1] = 0
+        pair = run_lstm(_core, given | same, twice, False, True)[1][3:]
+        single = run_lstm(_core, given | once, {name: g[:, :1].copy() for name, g in twice.items()}, False, True)[1][3:]
+        for a, b in zip(pair, single, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_gaussian_kl_streamed_has_the_bits_of_a_part(isa: str, rng: np.random.Generator) -> None:
+    mu, logvar, eps, dz, dkl = rng.standard_normal((5, 40_000, 128), np.float32)
+    rest = {"free_bits": 0.1, "free_bits_over": "sample"}
+
+    def both(part: slice) -> list[Any]:
+        given = {"mu": mu[part], "logvar": logvar[part], "eps": eps[part]}
+        return [
+            *_core.gaussian_kl(**given, **rest),
+            *_core.gaussian_kl_backward(dz=dz[part], dkl=dkl[part], **given, **rest),
+        ]
+
+    part = slice(12_345, 12_400)
+    for whole, few in zip(both(slice(None)), both(part), strict=True):
+        np.testing.assert_array_equal(whole[part], few)
