@@ -3,7 +3,7 @@
 Every peer that is installed does the same work in a process of its own; a missing one is skipped by name. The answers are
 compared first, then the processes take turns, several rounds of a few milliseconds each, and the median counts. The machine's
 limits are measured in the same run. Results go to a JSON file, one entry a case, so that a run in parts (--only, --budget,
---resume) makes one table; `--report` prints the tables and draws the plot from what is there.
+--resume) makes one table; `--report` writes the tables and draws the plot from what is there.
 
 Peers as `pip install` gives them: torch, onnxruntime, tensorflow, jax, numpy. "Tuned" adds PyTorch with glibc's mmap and trim
 thresholds raised and huge pages asked for, eager and compiled, with fused AdamW.
@@ -24,6 +24,7 @@ from typing import Any
 import limits
 import numpy as np
 import report
+import start
 import works
 
 HERE = Path(__file__).parent
@@ -206,11 +207,19 @@ def measure(case: works.Case, threads: int, processes: dict[str, Process], argum
     return result
 
 
+def save(results: dict[str, Any], path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1))
+    temporary.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(works.WORKS), help="works, by comma: " + ", ".join(works.WORKS))
+    parser.add_argument(
+        "--only", default=",".join([*works.WORKS, "start"]), help="works, by comma: " + ", ".join([*works.WORKS, "start"])
+    )
     parser.add_argument("--cases", default="", help="only cases whose name holds this text")
     parser.add_argument("--peers", default=",".join(MODES), help="whom to run, by comma (rheme always)")
     parser.add_argument("--threads", default="1,2")
@@ -220,19 +229,31 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no new case begins")
     parser.add_argument("--case-seconds", type=float, default=12.0, help="after which a case gets no further round")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    parser.add_argument("--report", action="store_true", help="tables to standard output and a plot, from the file alone")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time: one thread on a busy machine")
+    parser.add_argument("--report", action="store_true", help="tables and a plot from the file alone, into ../RESULTS.md too")
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.report:
-        print(report.tables(results))
+        text = report.tables(results)
+        print(text)
+        report.write(text, HERE.parent / "RESULTS.md")
         report.plot(results, arguments.out.with_suffix(".svg"))
         return
+    if arguments.cpu_time:
+        if arguments.threads != "1":
+            parser.error("--cpu-time needs --threads 1")
+        os.environ["PEERS_CPU_TIME"] = "1"
     begin, chosen = time.perf_counter(), arguments.only.split(",")
-    if unknown := set(chosen) - set(works.WORKS):
-        parser.error(f"unknown work {', '.join(sorted(unknown))}; there are: {', '.join(works.WORKS)}")
+    if unknown := set(chosen) - {*works.WORKS, "start"}:
+        parser.error(f"unknown work {', '.join(sorted(unknown))}; there are: {', '.join([*works.WORKS, 'start'])}")
     names = ["rheme", *(name for name in MODES if name in arguments.peers.split(",") and name != "rheme")]
     results.setdefault("about", {}).update(machine=report.machine(), python=platform.python_version())
     results.setdefault("entries", {})
+    if "start" in chosen and not (arguments.resume and "start" in results):
+        results["start"] = start.measure(3 if arguments.quick else 7)
+        print(report.start_table(results["start"]))
+        save(results, arguments.out)
+    chosen = [work for work in chosen if work != "start"]
     for threads in map(int, arguments.threads.split(",")):
         cases = [c for w in chosen for c in works.cases(w) if arguments.cases in c.name and (c.quick or not arguments.quick)]
         keys = {case: "|".join((case.work, case.name, str(threads), arguments.isa)) for case in cases}
@@ -262,9 +283,7 @@ def main() -> None:
                 entry["limits"] = found
                 results["entries"][keys[case]] = entry
                 print(report.line(case, threads, entry), flush=True)
-                temporary = arguments.out.with_suffix(".tmp")
-                temporary.write_text(json.dumps(results, indent=1))
-                temporary.replace(arguments.out)
+                save(results, arguments.out)
         finally:
             for process in processes.values():
                 process.close()

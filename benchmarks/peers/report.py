@@ -71,6 +71,12 @@ def geometric(values: list[float]) -> float:
     return math.exp(math.fsum(map(math.log, finite)) / len(finite)) if finite else math.inf
 
 
+def start_table(found: dict[str, dict[str, float]]) -> str:
+    out = ["### From process start", "", "| | seconds | peak MB |", "|---|---|---|"]
+    out += [f"| {name} | {way['seconds']:.3f} | {way['megabytes']:.0f} |" for name, way in found.items()]
+    return "\n".join([*out, ""])
+
+
 def tables(results: dict[str, Any]) -> str:
     about, entries = results["about"], {split(key): entry for key, entry in results["entries"].items() if "ways" in entry}
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items() if " " not in name)
@@ -100,11 +106,21 @@ def tables(results: dict[str, Any]) -> str:
                 f"{times(min(r[2] for r in of))} at the least."
             )
         out.append("")
+    if "start" in results:
+        out.append(start_table(results["start"]))
     limits = {threads: entry["limits"] for (_, _, threads, _), entry in entries.items()}
     for threads, found in sorted(limits.items()):
         values = ", ".join(f"{n} {v * 1e-9:.0f}" for n, v in found.items() if not n.endswith("_bytes"))
         out.append(f"Limits, {threads} thread{'s' * (threads > 1)} (GFLOP/s, GOP/s, GB/s): {values}.")
     return "\n".join(out)
+
+
+def write(text: str, path: Path) -> None:
+    """Between the two marks of a Markdown file, if it has them."""
+    before, begin, rest = path.read_text().partition("<!-- peers -->\n")
+    _, end, after = rest.partition("<!-- /peers -->")
+    if begin and end:
+        path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -74,6 +74,18 @@ def sampling(case: works.Case, data: works.Arrays) -> Ways:
     return {"ops.sample": run}
 
 
+def cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
+    logits = rheme.Tensor(data["logits"], requires_grad=True)
+
+    def run() -> Any:
+        logits.grad = None
+        loss = F.sum(F.cross_entropy(logits, data["targets"]))
+        loss.backward()
+        return loss.data, logits.grad
+
+    return {"F.cross_entropy": run}
+
+
 def linear_cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
     x, weight, bias = (rheme.Tensor(data[name], requires_grad=True) for name in ("x", "weight", "bias"))
 

@@ -30,7 +30,7 @@ def to_numpy(answer: Any) -> Any:
 
 
 def _mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function) if COMPILED else function
+    return torch.compile(function, dynamic=False) if COMPILED else function  # a case has one shape
 
 
 def _tensors(arrays: works.Arrays, *names: str) -> list[torch.Tensor]:
