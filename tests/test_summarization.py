@@ -333,7 +333,9 @@ def test_evaluate(summarize: Any, unseen: list[tuple[str, str]], tmp_path: Path)
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="cannot be written"):
         summarize.evaluate(unseen[:2], plot=tmp_path / "none" / "picture.png")
-    assert {f"{a}rouge{b}" for a in ("", "lead_", "lead_words_", "extract_") for b in "12L"} < set(figures)
+    assert {f"{a}rouge{b}{c}" for a in ("", "lead_", "lead_words_", "extract_") for b in "12L" for c in ("", "_stemmed")} < set(
+        figures
+    )
 
 
 def test_pipeline(taught: Path, unseen: list[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rheme.errors import InputError
+from rheme.text.stemming import stem
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -78,6 +79,11 @@ def rouge_words(text: str) -> list[str]:
     return _WORDS.findall(text.lower())
 
 
+def rouge_stems(text: str) -> list[str]:
+    """The same, those of more than three letters stemmed (Porter 1980), as rouge_score does with use_stemmer=True."""
+    return [stem(word) if len(word) > 3 else word for word in rouge_words(text)]
+
+
 def _longest_common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
@@ -93,7 +99,7 @@ def rouge(
 ) -> dict[str, float]:
     """rouge1, rouge2 and rougeL: mean F1, for each metric with the best reference of each prediction.
 
-    words: how a text is cut; give `list` for Chinese characters.
+    words: how a text is cut; `rouge_stems` for the figures that are called stemmed, `list` for Chinese characters.
     """
 
     def ngrams(n: int) -> Callable[[str, str], float]:

@@ -274,8 +274,10 @@ class Summarization(Task):
     def evaluate(
         self, examples: Sequence[tuple[str, str]], plot: str | Path | None = None, **options: Any
     ) -> dict[str, float | str]:
-        """ROUGE-1, 2 and L (F1, words in lower case, no stemming) against the examples' summaries.
+        """ROUGE-1, 2 and L (F1, words in lower case) against the examples' summaries; for English also with stemmed words.
 
+        rouge1 is without stemming (rouge_score's default), rouge1_stemmed with Porter's stemmer (ROUGE-1.5.5 with option -m,
+        which pyrouge always gives, so that much published work is stemmed): compare figures of one kind only.
         Beside it that of the document's first sentence (lead), of its first words, as many as a summary has on average
         (lead_words), and of the one sentence that says most (extract). In Chinese and Japanese characters are the words.
         plot: a picture file of how good the summaries are, the surest first, beside those.
@@ -293,9 +295,12 @@ class Summarization(Task):
         }
         sole = not {"zh", "ja"}.isdisjoint(self.config.languages)
         words = (lambda text: [c for c in text if not c.isspace()]) if sole else metrics.rouge_words
+        cuts = {"": words} | ({"_stemmed": metrics.rouge_stems} if "en" in self.config.languages and not sole else {})
         figures: dict[str, float | str] = {"pairs": len(examples)}
         for prefix, texts in answers.items():
-            figures |= {prefix + name: value for name, value in metrics.rouge(texts, references, words).items()}
+            for suffix, cut in cuts.items():
+                found = metrics.rouge(texts, references, cut)
+                figures |= {prefix + name + suffix: value for name, value in found.items()}
         if plot is not None:
             rouge = {
                 prefix.rstrip("_").replace("_", " ") or "the model": [
