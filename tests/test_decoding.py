@@ -218,6 +218,10 @@ def test_no_repeat_ngram_size() -> None:
             [[found]] = run(model, model.start(0), 1, max_new_tokens=30, no_repeat_ngram_size=size, **options)
             ngrams = [tuple(found.ids[i : i + size]) for i in range(len(found.ids) - size + 1)]
             assert len(ngrams) == len(set(ngrams)) > 0
+    # 5 and 6 may come again: the loop that the model is in
+    free = Constraints(repeatable=frozenset([5, 6]))
+    [[found]] = run(model, model.start(0), 1, constraints=free, max_new_tokens=6, no_repeat_ngram_size=2)
+    assert found.ids == [5, 6, 5, 6, 5, 6]
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:

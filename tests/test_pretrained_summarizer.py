@@ -75,10 +75,15 @@ def test_rare_names_and_numbers_survive(summarize: Any) -> None:
     numbers = sum(key in text for text, (_, key) in zip(found, rows, strict=True) if key.isdigit())
     invented = [text for text, (document, _) in zip(found, rows, strict=True) if any(w not in document for w in rare(text))]
     print(f"names {names} of 100, numbers {numbers} of 100, with an invented name or number {len(invented)} of 200")
-    # measured: 100, 89 and 0
-    assert names >= 95
-    assert numbers >= 80
+    # measured: 100, 98 and 0
+    assert names >= 97
+    assert numbers >= 95
     assert not invented
+
+
+@pytest.mark.parametrize("number", ["1111", "2020", "5055"])
+def test_a_digit_may_stand_in_a_number_again_and_again(summarize: Any, number: str) -> None:
+    assert number in summarize(NUMBERED[0].format(n=number, t=TOPICS[1])).text
 
 
 @pytest.mark.usefixtures("_restored")

@@ -254,7 +254,7 @@ class Constraints:
     forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
     option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
     not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
-    go on with the word before them.
+    go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits.
     """
 
     forbid: Sequence[int] = ()
@@ -264,6 +264,7 @@ class Constraints:
     phrases: Forbidden | None = None
     require: Sequence[Progress | None] | None = None
     joins: NDArray[np.int64] | None = None
+    repeatable: frozenset[int] = frozenset()
 
     def of_rows(self, rows: Sequence[int]) -> "Constraints":
         """The constraints of some inputs."""

@@ -135,7 +135,8 @@ def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, cons
         for row, path in enumerate(paths):
             ids = path.ids
             head = ids[len(ids) - size + 1 :] if size > 1 else []
-            banned = [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == head]
+            last = [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == head]
+            banned = [index for index in last if index not in constraints.repeatable]
             if banned:
                 scores[row, banned] = -np.inf
     if len(constraints.forbid):

@@ -379,7 +379,7 @@ class QuestionAnswering(Task):
         """
         answerable, refusals = [e for e in examples if e.answers], [e for e in examples if not e.answers]
         if not refusals:
-            refusals = self._foreign(answerable)
+            refusals = self.elsewhere(answerable)
         if not answerable or not refusals:
             return
         asked = [*answerable, *refusals]
@@ -398,7 +398,7 @@ class QuestionAnswering(Task):
                 best, threshold = total, probability
         self.options["no_answer_threshold"] = min(1.0, (int(threshold * 1e4) + 1) / 1e4) if best else 0.0
 
-    def _foreign(self, examples: Sequence[QuestionExample]) -> list[QuestionExample]:
+    def elsewhere(self, examples: Sequence[QuestionExample]) -> list[QuestionExample]:
         """Each question with the next passage of its article that does not hold its answer."""
         passages: dict[str, list[str]] = {}
         for article, context in dict.fromkeys((example.article, example.context) for example in examples):
