@@ -38,7 +38,7 @@ def _documents(sources: tuple[str, ...], lines: bool | None) -> Iterator[list[tu
 @click.option("--max-words", type=click.IntRange(min=1), help="Words of a summary, at most.")
 @click.option("--extract", type=click.IntRange(min=1), metavar="N", help="Choose N sentences instead of writing.")
 @constraint_options
-@click.option("--coverage-penalty", type=click.FloatRange(min=0), help="How much a beam loses for what it leaves unread.")
+@click.option("--coverage-penalty", type=click.FloatRange(min=0), help="How much a summary loses for what it reads twice.")
 @click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
 @click.option("--lines/--whole", "lines", default=None, help="A document a line (as with -), or a file (as with FILE).")
 @decoding_options
@@ -61,7 +61,7 @@ def summarize_command(
     device: str,
     threads: int | None,
 ) -> None:
-    """Summarize documents, each in a line."""
+    """Summarize documents: a summary a line."""
     if not sources:
         raise InputError("no document given; name a file, or - for stdin, a document a line")
     options = chosen(

@@ -296,7 +296,7 @@ class Constraints:
         ways = {text: required(text, tokenizer) for row in texts for text in row}
         for text in (*ways, options.prefix):
             if forbidden is not None and forbidden.stands_in(text):
-                raise InputError(f"{text!r} is required, but {options.forbid} are forbidden")
+                raise InputError(f"{text!r} is required, but holds what is forbidden: {', '.join(map(repr, options.forbid))}")
         joins: NDArray[np.int64] | None = None
         words: frozenset[int] = frozenset()
         if ways:
