@@ -1,5 +1,6 @@
-// What the blocks of a thread-block cluster do together (compute capability 9.0 and newer): distributed shared memory and the
-// cluster's barrier; and the tensor cores' product of 16-bit floats. Inline PTX: no header is needed.
+// What blocks do together. Those of a thread-block cluster (compute capability 9.0 and newer): distributed shared memory and
+// the cluster's barrier; all of a launch: flags in global memory. And the tensor cores' product of 16-bit floats. Inline PTX:
+// no header is needed.
 #pragma once
 
 #include "device.h"
@@ -38,6 +39,26 @@ RHEME_FN void cluster_store(float* here, uint32_t rank, float a, float b) {
   asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(in_cluster(here, rank)), "f"(a), "f"(b) : "memory");
 }
 
+// A flag between blocks anywhere: who reads what store_release wrote sees what was stored before it, by its block behind a
+// barrier too.
+RHEME_FN uint32_t load_acquire(const uint32_t* flag) {
+  uint32_t x;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+  return x;
+}
+RHEME_FN void store_release(uint32_t* flag, uint32_t x) {
+  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
+}
+// 16 bytes that another block may have written: not from this multiprocessor's own cache.
+RHEME_FN Words load_exchanged(const void* from) {
+  Words w;
+  asm volatile("ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3])
+               : "l"(from)
+               : "memory");
+  return w;
+}
+
 // Two floats rounded to bfloat16, the first in the low half.
 RHEME_FN uint32_t bf16_pair(float low, float high) {
   uint32_t pair;
@@ -54,4 +75,6 @@ RHEME_FN void mma_bf16(float* c, const Words& a, uint32_t b0, uint32_t b1) {
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
+#else
+RHEME_FN Words load_exchanged(const void* from) { return *static_cast<const Words*>(from); }
 #endif

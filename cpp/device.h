@@ -18,6 +18,9 @@ typedef unsigned long long uint64_t;
 #define __builtin_nanf(text) __int_as_float(0x7fc00000)
 #pragma nv_diag_suppress 161, 177  // formulas.h has GCC's pragmas, and no file uses all of its functions
 
+// Shared memory of a block that may run beside others of its launch; plain __shared__ does where blocks do not meet.
+#define RHEME_SHARED(type, name, count) __shared__ type name[count]
+
 // Shared memory whose size the launch gives, 16-byte aligned.
 template <class U>
 RHEME_FN U* dynamic_shared() {
@@ -117,7 +120,7 @@ struct Min {
 // The values of all threads of a block combined in a fixed tree, for every thread. blockDim.x: a multiple of 32, at most 1024.
 template <class F, class U>
 RHEME_FN U block_reduce(U value, U neutral) {
-  __shared__ U partial[32];
+  RHEME_SHARED(U, partial, 32);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int width = 16; width; width /= 2) value = F::of(value, __shfl_xor_sync(0xffffffffu, value, width));
   __syncthreads();  // whoever still reads what the call before left
@@ -143,7 +146,7 @@ RHEME_FN uint64_t warp_running_sum(uint64_t value) {
 
 // The sum of the values of the threads before this one; `total` of all.
 RHEME_FN uint64_t block_sum_before(uint64_t value, uint64_t& total) {
-  __shared__ uint64_t partial[32];
+  RHEME_SHARED(uint64_t, partial, 32);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const uint64_t running = warp_running_sum(value);
   __syncthreads();

@@ -15,9 +15,8 @@ constexpr int kTiles = kHidden / 16;              // fragments a warp has
 constexpr int kMost = kThreads <= 256 ? 32 : 24;  // 128 of 255 registers, or 96 of 168
 constexpr int kInRegisters = kTiles < kMost ? kTiles : kMost;
 constexpr int kInShared = kTiles - kInRegisters;
-constexpr int kPitch = kHidden + 8, kGatePitch = 4 * kUnits + 8;  // of rows of bfloat16: a word's bank is 4 row + lane % 4
-
-RHEME_FN uint16_t bf16(float x) { return uint16_t(bf16_pair(x, 0.0f)); }
+constexpr int kPitch = kHidden + 8, kGatePitch = kGates + 8;  // of rows of bfloat16: a word's bank is 4 row + lane % 4
+static_assert(kUnits % 8 == 0 && kHidden % (4 * kCtas) == 0 && kHidden % 16 == 0 && kCtas % 4 == 0, "sizes that fit the tiles");
 
 // The fragments of a warp, those past kInRegisters in shared memory.
 struct Fragments {
@@ -44,8 +43,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
   // Rows of a warp's tile: gate i of 4 units, then f, g and o. Afterwards a thread has one unit of one row of the batch.
   const int unit = warp * 4 + g % 4, column = 2 * t4 + (g >= 4), j = int(rank) * kUnits + unit;
-  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
-  const float* w = w_hh + q.r * 4 * kHidden * kHidden;
+  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
+  const auto row_of = [=](int n) {
+    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
+                        order);
+  };
+  const Sequence q = row_of(column);
+  const float* w = w_hh + int64_t(q.r) * 4 * kHidden * kHidden;
   Fragments a;
   a.load(shared_weights, [=](int tile) {
     Words x;
@@ -58,24 +62,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
     return x;
   });
   for (int i = threadIdx.x; i < kRows * kHidden; i += kThreads) {
-    const Sequence other = Sequence::of(i / kHidden, time, batch, reverse, lengths, order);
-    const float h = h0 && other.exists ? h0[(q.r * batch + other.n) * kHidden + i % kHidden] : 0.0f;
+    const Sequence other = row_of(i / kHidden);
+    const float h = h0 && other.exists ? h0[other.state(i % kHidden)] : 0.0f;
     hidden[i / kHidden * kPitch + i % kHidden] = bf16(h);
   }
-  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  const int64_t state = q.state(j);
   float h = h0 && q.exists ? h0[state] : 0.0f, c = c0 && q.exists ? c0[state] : 0.0f, b[4], x[4] = {0, 0, 0, 0};
   for (int i = 0; i < 4; ++i) b[i] = bias[(q.r * 4 + i) * kHidden + j];
-  const auto gate_at = [&](int64_t t) { return gates + ((q.r * time + t) * batch + q.n) * 4 * kHidden + j; };
-  const auto time_of = [&](int64_t s) { return q.backwards ? q.steps - 1 - s : s; };
-  const auto fetch = [&](int64_t s) {
-    const int64_t t = time_of(s);
-    if (s < q.steps && t < q.length)
-      for (int i = 0; i < 4; ++i) x[i] = gate_at(t)[i * kHidden];
-  };
-  fetch(0);
+  if (q.steps) q.read_gates(gates, q.time_of(0), j, x);
   cluster_arrive();  // every block runs, and its shared memory may be written
   cluster_wait();
-  for (int64_t s = 0; s < q.steps; ++s) {
+  for (int s = 0; s < q.steps; ++s) {
     const uint32_t* before = reinterpret_cast<const uint32_t*>(hidden + s % 2 * kRows * kPitch) + (g * kPitch) / 2 + t4;
     uint16_t* after = hidden + (s + 1) % 2 * kRows * kPitch;
     float sum[4] = {0, 0, 0, 0};
@@ -87,11 +84,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
     const bool upper = g < 4;
     const float first = __shfl_xor_sync(0xffffffffu, upper ? sum[1] : sum[0], 16);
     const float second = __shfl_xor_sync(0xffffffffu, upper ? sum[3] : sum[2], 16);
-    float gi = (upper ? sum[0] : first) + (x[0] + b[0]), gf = (upper ? first : sum[1]) + (x[1] + b[1]);
-    float gg = (upper ? sum[2] : second) + (x[2] + b[2]), go = (upper ? second : sum[3]) + (x[3] + b[3]);
-    const int64_t t = time_of(s);
-    const bool live = t < q.length;
-    if (live) lstm_cell<S>(gi, gf, gg, go, c, h);
+    float gate[4] = {(upper ? sum[0] : first) + (x[0] + b[0]), (upper ? first : sum[1]) + (x[1] + b[1]),
+                     (upper ? sum[2] : second) + (x[2] + b[2]), (upper ? second : sum[3]) + (x[3] + b[3])};
+    const int t = q.time_of(s);
+    if (t < q.length) lstm_cell<S>(gate[0], gate[1], gate[2], gate[3], c, h);
     staged[column * kUnits + unit] = bf16(h);
     __syncthreads();
     for (int i = threadIdx.x; i < kHidden; i += kThreads) {  // 16 bytes each, to every block
@@ -100,19 +96,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
                     *reinterpret_cast<const Words*>(staged + row * kUnits + part));
     }
     cluster_arrive();
-    if (q.exists) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = live ? h : 0.0f;
-    if (live && cells) {
-      float* at = gate_at(t);
-      at[0] = gi, at[kHidden] = gf, at[2 * kHidden] = gg, at[3 * kHidden] = go;
-      cells[((q.r * time + t) * batch + q.n) * kHidden + j] = c;
-    }
-    fetch(s + 1);
+    q.write_step(t, j, gate, c, h, gates, cells, y);
+    if (s + 1 < q.steps) q.read_gates(gates, q.time_of(s + 1), j, x);
     cluster_wait();
   }
   if (!q.exists) return;
   h_n[state] = h;
   c_n[state] = c;
-  for (int64_t t = q.steps; t < time; ++t) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = 0.0f;
+  q.write_rest(j, y);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
@@ -125,8 +116,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const uint32_t rank = cluster_rank();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
   const int unit = threadIdx.x / kRows, column = threadIdx.x % kRows, j = int(rank) * kUnits + unit;
-  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
-  const float* w = w_hh + q.r * 4 * kHidden * kHidden;
+  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
+  const auto row_of = [=](int n) {
+    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
+                        order);
+  };
+  const Sequence q = row_of(column);
+  const float* w = w_hh + int64_t(q.r) * 4 * kHidden * kHidden;
   Fragments a;  // fragment m kWarps + k: rows 16 (warp + m kWarps) of W_hh^T, columns 16 k of this block's gates
   a.load(shared_weights, [=](int tile) {
     Words x;
@@ -138,25 +134,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
       }
     return x;
   });
-  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  const int64_t state = q.state(j);
   float d_hidden = q.exists ? dh[state] : 0.0f, d_cell = q.exists ? dc[state] : 0.0f;
   cluster_arrive();
   cluster_wait();
-  for (int64_t s = q.steps - 1; s >= 0; --s) {
-    const int64_t t = q.backwards ? q.steps - 1 - s : s, at = (q.r * time + t) * batch + q.n;
-    float gi = 0, gf = 0, gg = 0, go = 0;
-    if (t < q.length) {
-      const float* from = gates + at * 4 * kHidden + j;
-      gi = from[0], gf = from[kHidden], gg = from[2 * kHidden], go = from[3 * kHidden];
-      const int64_t before = q.backwards ? t + 1 : t - 1;
-      const bool first = before < 0 || before >= q.length;
-      const float previous = first ? (c0 ? c0[state] : 0.0f) : cells[((q.r * time + before) * batch + q.n) * kHidden + j];
-      const float total = dy[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] + d_hidden;
-      lstm_cell_backward<S>(gi, gf, gg, go, cells[at * kHidden + j], previous, total, d_cell);
-      d_hidden = 0.0f;
-    }
-    uint16_t* mine = own + column * kGatePitch + unit;
-    mine[0] = bf16(gi), mine[kUnits] = bf16(gf), mine[2 * kUnits] = bf16(gg), mine[3 * kUnits] = bf16(go);
+  for (int s = q.steps - 1; s >= 0; --s) {
+    const int t = q.time_of(s);
+    float gate[4];
+    q.gradients(t, j, dy, gates, cells, c0, gate, d_hidden, d_cell);
+    for (int i = 0; i < 4; ++i) own[column * kGatePitch + i * kUnits + unit] = bf16(gate[i]);
     __syncthreads();
     float* part = parts + s % 2 * kHidden * kRows;
     const uint32_t* from = reinterpret_cast<const uint32_t*>(own) + (g * kGatePitch) / 2 + t4;
@@ -176,16 +162,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
       }
     }
     cluster_arrive();
-    if (q.exists) {
-      float* to = dgates + at * 4 * kHidden + j;
-      to[0] = gi, to[kHidden] = gf, to[2 * kHidden] = gg, to[3 * kHidden] = go;
-    }
+    if (q.exists) q.write_gates(dgates, t, j, gate);
     cluster_wait();
     for (int block = 0; block < kCtas; ++block) d_hidden += part[(block * kUnits + unit) * kRows + column];
   }
   if (!q.exists) return;
   dh[state] = d_hidden;
   dc[state] = d_cell;
-  for (int64_t t = q.steps; t < time; ++t)
-    for (int i = 0; i < 4; ++i) dgates[((q.r * time + t) * batch + q.n) * 4 * kHidden + i * kHidden + j] = 0.0f;
+  q.clear_rest(j, dgates);
 }

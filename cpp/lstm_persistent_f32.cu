@@ -5,24 +5,11 @@
 // has kHidden / 4 weights, reads h (or dgates) of 8 rows as two broadcasts each, and the parts are added in order.
 #include "persistent.h"
 
-constexpr int kThreads = 16 * kUnits, kPairs = kUnits * kRows, kGates = 4 * kUnits;
+constexpr int kThreads = 16 * kUnits, kPairs = kUnits * kRows;
 constexpr int kWeights = kHidden / 4;       // of a thread
 constexpr int kParts = kThreads / kHidden;  // backward: of a column
-static_assert(kThreads % 32 == 0 && kParts * kHidden == kThreads, "whole warps, whole columns");
-
-struct alignas(16) Quad {
-  float x[4];
-};
-
-// sum[n] += w x[n] for the 8 rows.
-RHEME_FN void multiply(float* sum, float w, const float* x) {
-  const Quad low = *reinterpret_cast<const Quad*>(x), high = *reinterpret_cast<const Quad*>(x + 4);
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    sum[n] = fmaf(w, low.x[n], sum[n]);
-    sum[n + 4] = fmaf(w, high.x[n], sum[n + 4]);
-  }
-}
+static_assert(kUnits % 8 == 0 && kCtas % 4 == 0 && kThreads % 32 == 0 && kParts * kHidden == kThreads,
+              "whole warps, whole columns");
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
     lstm_persistent(int64_t time, int64_t batch, int64_t directions, int64_t reverse, const int64_t* lengths,
@@ -35,29 +22,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int row = threadIdx.x % kGates, part = threadIdx.x / kGates;  // of W_hh: gate row / kUnits, unit row % kUnits
   const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
   const bool pair = threadIdx.x < kPairs;  // these threads have a unit of a row of the batch
-  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
+  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
+  const auto row_of = [=](int n) {
+    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
+                        order);
+  };
+  const Sequence q = row_of(column);
   float w[kWeights];
   const float* from = w_hh + (q.r * 4 * kHidden + row / kUnits * kHidden + int(rank) * kUnits + row % kUnits) * kHidden;
 #pragma unroll
   for (int k = 0; k < kWeights; ++k) w[k] = from[part * kWeights + k];
   for (int i = threadIdx.x; i < kRows * kHidden; i += kThreads) {
-    const Sequence other = Sequence::of(i % kRows, time, batch, reverse, lengths, order);
-    hidden[i] = h0 && other.exists ? h0[(q.r * batch + other.n) * kHidden + i / kRows] : 0.0f;
+    const Sequence other = row_of(i % kRows);
+    hidden[i] = h0 && other.exists ? h0[other.state(i / kRows)] : 0.0f;
   }
-  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  const int64_t state = q.state(j);
   float h = h0 && q.exists ? h0[state] : 0.0f, c = c0 && q.exists ? c0[state] : 0.0f, b[4], x[4] = {0, 0, 0, 0};
   for (int i = 0; i < 4; ++i) b[i] = bias[(q.r * 4 + i) * kHidden + j];
-  const auto gate_at = [&](int64_t t) { return gates + ((q.r * time + t) * batch + q.n) * 4 * kHidden + j; };
-  const auto time_of = [&](int64_t s) { return q.backwards ? q.steps - 1 - s : s; };
-  const auto fetch = [&](int64_t s) {
-    const int64_t t = time_of(s);
-    if (pair && s < q.steps && t < q.length)
-      for (int i = 0; i < 4; ++i) x[i] = gate_at(t)[i * kHidden];
-  };
-  fetch(0);
+  if (pair && q.steps) q.read_gates(gates, q.time_of(0), j, x);
   cluster_arrive();  // every block runs, and its shared memory may be written
   cluster_wait();
-  for (int64_t s = 0; s < q.steps; ++s) {
+  for (int s = 0; s < q.steps; ++s) {
     const float* before = hidden + s % 2 * kHidden * kRows + part * kWeights * kRows;
     float* after = hidden + (s + 1) % 2 * kHidden * kRows;
     float sum[kRows] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -65,15 +50,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
     for (int k = 0; k < kWeights; ++k) multiply(sum, w[k], before + k * kRows);
     for (int n = 0; n < kRows; ++n) sums[(part * kRows + n) * kGates + row] = sum[n];
     __syncthreads();
-    const int64_t t = time_of(s);
-    const bool live = pair && t < q.length;
+    const int t = q.time_of(s);
     float g[4];
     if (pair) {
       for (int i = 0; i < 4; ++i) {
         g[i] = x[i] + b[i];
         for (int p = 0; p < 4; ++p) g[i] += sums[(p * kRows + column) * kGates + i * kUnits + unit];
       }
-      if (live) lstm_cell<S>(g[0], g[1], g[2], g[3], c, h);
+      if (t < q.length) lstm_cell<S>(g[0], g[1], g[2], g[3], c, h);
       staged[unit * kRows + column] = h;
     }
     __syncthreads();
@@ -83,18 +67,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
                     *reinterpret_cast<const Words*>(staged + chunk));
     }
     cluster_arrive();
-    if (pair && q.exists) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = live ? h : 0.0f;
-    if (live && cells) {
-      for (int i = 0; i < 4; ++i) gate_at(t)[i * kHidden] = g[i];
-      cells[((q.r * time + t) * batch + q.n) * kHidden + j] = c;
-    }
-    fetch(s + 1);
+    if (pair) q.write_step(t, j, g, c, h, gates, cells, y);
+    if (pair && s + 1 < q.steps) q.read_gates(gates, q.time_of(s + 1), j, x);
     cluster_wait();
   }
   if (!pair || !q.exists) return;
   h_n[state] = h;
   c_n[state] = c;
-  for (int64_t t = q.steps; t < time; ++t) y[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] = 0.0f;
+  q.write_rest(j, y);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
@@ -108,30 +88,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int to = threadIdx.x % kHidden, part = threadIdx.x / kHidden;
   const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
   const bool pair = threadIdx.x < kPairs;
-  const Sequence q = Sequence::of(column, time, batch, reverse, lengths, order);
+  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
+  const auto row_of = [=](int n) {
+    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
+                        order);
+  };
+  const Sequence q = row_of(column);
   float w[kWeights];
 #pragma unroll
   for (int k = 0; k < kWeights; ++k) {
     const int row = part * kWeights + k;
     w[k] = w_hh[(q.r * 4 * kHidden + row / kUnits * kHidden + int(rank) * kUnits + row % kUnits) * kHidden + to];
   }
-  const int64_t state = (q.r * batch + q.n) * kHidden + j;
+  const int64_t state = q.state(j);
   float d_hidden = pair && q.exists ? dh[state] : 0.0f, d_cell = pair && q.exists ? dc[state] : 0.0f;
   cluster_arrive();
   cluster_wait();
-  for (int64_t s = q.steps - 1; s >= 0; --s) {
-    const int64_t t = q.backwards ? q.steps - 1 - s : s, at = (q.r * time + t) * batch + q.n;
-    float g[4] = {0, 0, 0, 0};
+  for (int s = q.steps - 1; s >= 0; --s) {
+    const int t = q.time_of(s);
+    float g[4];
     if (pair) {
-      if (t < q.length) {
-        for (int i = 0; i < 4; ++i) g[i] = gates[at * 4 * kHidden + i * kHidden + j];
-        const int64_t before = q.backwards ? t + 1 : t - 1;
-        const bool first = before < 0 || before >= q.length;
-        const float previous = first ? (c0 ? c0[state] : 0.0f) : cells[((q.r * time + before) * batch + q.n) * kHidden + j];
-        const float total = dy[(t * batch + q.n) * directions * kHidden + q.r * kHidden + j] + d_hidden;
-        lstm_cell_backward<S>(g[0], g[1], g[2], g[3], cells[at * kHidden + j], previous, total, d_cell);
-        d_hidden = 0.0f;
-      }
+      q.gradients(t, j, dy, gates, cells, c0, g, d_hidden, d_cell);
       for (int i = 0; i < 4; ++i) own[(i * kUnits + unit) * kRows + column] = g[i];
     }
     __syncthreads();
@@ -158,8 +135,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
       cluster_store(place + 6, uint32_t(i / kUnits), high.x[2], high.x[3]);
     }
     cluster_arrive();
-    if (pair && q.exists)
-      for (int i = 0; i < 4; ++i) dgates[at * 4 * kHidden + i * kHidden + j] = g[i];
+    if (pair && q.exists) q.write_gates(dgates, t, j, g);
     cluster_wait();
     if (pair)
       for (int block = 0; block < kCtas; ++block) d_hidden += there[(block * kUnits + unit) * kRows + column];
@@ -167,6 +143,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   if (!pair || !q.exists) return;
   dh[state] = d_hidden;
   dc[state] = d_cell;
-  for (int64_t t = q.steps; t < time; ++t)
-    for (int i = 0; i < 4; ++i) dgates[((q.r * time + t) * batch + q.n) * 4 * kHidden + i * kHidden + j] = 0.0f;
+  q.clear_rest(j, dgates);
 }

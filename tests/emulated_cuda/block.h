@@ -2,7 +2,8 @@
 //
 // Every thread of the blocks that run together is a fiber with a stack of its own. They take turns; a fiber gives way where it
 // waits: at __syncthreads, in a warp's exchange, at a cluster's barrier. The order of the turns is a parameter, so that a
-// result that depends on it shows. One cluster of blocks (or one block) runs at a time.
+// result that depends on it shows. One cluster of blocks (or one block) runs at a time; of a cooperative launch all blocks do,
+// or as many as the device is said to hold.
 #pragma once
 
 #define RHEME_EMULATED
@@ -23,7 +24,10 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...) __attribute__((rheme_bounds(__VA_ARGS__)))
 #define RHEME_CLUSTER(n) __attribute__((rheme_cluster((n))))
-#define __shared__ static  // blocks that run alone; those of a cluster use dynamic_shared
+#define __shared__ static  // of blocks that run alone; others use RHEME_SHARED or dynamic_shared
+#define RHEME_SHARED(type, name, count)                       \
+  static type name##_of_blocks[emulated::kMostBlocks][count]; \
+  type(&name)[count] = name##_of_blocks[emulated::current->block - emulated::blocks]
 #define __restrict__
 
 namespace emulated {
@@ -59,8 +63,8 @@ struct Fiber {
 };
 
 constexpr size_t kStack = 64 << 10;
-constexpr unsigned kMostBlocks = 16;  // of a cluster
-constexpr unsigned kMostFibers = kMostBlocks * 1024;
+constexpr unsigned kMostBlocks = 136;  // that run together
+constexpr unsigned kMostFibers = kMostBlocks * 256;
 
 // One of each to a compiled module.
 static Fiber* current;
@@ -175,7 +179,7 @@ static int run_together(unsigned block_count, unsigned threads, int order) {
 }
 
 struct Launch {
-  unsigned grid[3], threads, shared, cluster;
+  unsigned grid[3], threads, shared, cluster, together;  // together: blocks that run at once, whole clusters
   int order;
 };
 
@@ -187,14 +191,17 @@ static int run(const Launch& launch, F thread_body) {
   body_data = &thread_body;
   const unsigned long total = (unsigned long)(grid_size.x) * grid_size.y * grid_size.z;
   const size_t room = (launch.shared + 15) / 16 * 16;
-  unsigned char* shared = static_cast<unsigned char*>(aligned_alloc(16, room * launch.cluster + 16));
+  const unsigned most = launch.together;
+  if (most > kMostBlocks || most * launch.threads > kMostFibers || (most > launch.cluster && launch.cluster > 1)) abort();
+  unsigned char* shared = static_cast<unsigned char*>(aligned_alloc(16, room * most + 16));
   int failed = 0;
   cluster_size = launch.cluster;
   shared_size = launch.shared;
-  for (unsigned long first = 0; first < total && !failed; first += launch.cluster) {
-    memset(shared, 0xff, room * launch.cluster);
-    for (unsigned b = 0; b < launch.cluster; ++b) {
-      const unsigned long at = launch.order == 1 ? total - launch.cluster - first + b : first + b;
+  for (unsigned long first = 0; first < total && !failed; first += most) {
+    const unsigned count = total - first < most ? unsigned(total - first) : most;
+    memset(shared, 0xff, room * most);
+    for (unsigned b = 0; b < count; ++b) {
+      const unsigned long at = launch.order == 1 ? total - count - first + b : first + b;
       Block& block = blocks[b];
       block = Block();
       block.index =
@@ -205,7 +212,7 @@ static int run(const Launch& launch, F thread_body) {
         block.warps[w].barrier.expected = launch.threads - 32 * w < 32 ? launch.threads - 32 * w : 32;
       block.shared = shared + b * room;
     }
-    failed = run_together(launch.cluster, launch.threads, launch.order);
+    failed = run_together(count, launch.threads, launch.order);
   }
   free(shared);
   return failed;
@@ -313,6 +320,15 @@ static inline void mma_bf16(float* c, const W& a, uint32_t b0, uint32_t b1) {
 static inline int __dp4a(int a, int b, int sum) {
   for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int(int8_t(b >> i));
   return sum;
+}
+// A look at a flag of another block: whoever looks gives way.
+static inline uint32_t load_acquire(const uint32_t* flag) {
+  emulated::give_way();
+  return *flag;
+}
+static inline void store_release(uint32_t* flag, uint32_t x) {
+  *flag = x;
+  emulated::progress = true;
 }
 template <class To, class From>
 static inline To emulated_bits(From from) {

@@ -132,17 +132,18 @@ def source(name: str) -> str:
 
 
 @functools.cache
-def kernel_of(name: str, kernel: str, dtype: str, defines: tuple[str, ...] = ()) -> Any:
-    module = _module(name, dtype, defines)
+def kernel_of(name: str, kernel: str, dtype: str, defines: tuple[str, ...] = (), cooperative: bool = False) -> Any:
+    """A kernel of a file. cooperative: all blocks of a launch run at once, or it is refused."""
+    module = _module(name, dtype, defines, cooperative)
     with explained():
         return module.get_function(kernel)
 
 
 @functools.cache
-def _module(name: str, dtype: str, defines: tuple[str, ...]) -> Any:
+def _module(name: str, dtype: str, defines: tuple[str, ...], cooperative: bool) -> Any:
     """A kernel file, compiled for one floating type. The first time on a machine takes a second, and says so."""
     options = (*OPTIONS, f"-DRHEME_FLOAT={'double' if dtype == 'float64' else 'float'}", *defines)
-    module = cupy().RawModule(code=source(name), options=options)
+    module = cupy().RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
     marker = _marker(source(name), options)
     if marker is not None and not marker.exists():
         print(f"rheme: compiling {name} kernels for {isa()} (once; kept in {marker.parent})", file=sys.stderr, flush=True)
@@ -365,6 +366,12 @@ def most_shared() -> int:
     return int(_properties()["sharedMemPerBlockOptin"])
 
 
+@functools.cache
+def device_name() -> str:
+    name = _properties()["name"]
+    return str(name.decode() if isinstance(name, bytes) else name)
+
+
 def num_threads() -> int:
     """Multiprocessors."""
     return int(_properties()["multiProcessorCount"])
@@ -379,9 +386,8 @@ def build_info() -> dict[str, str]:
     """The device, its memory, versions, and the kernel files in use."""
     module = cupy()
     free, total = module.cuda.runtime.memGetInfo()
-    name = _properties()["name"]
     return {
-        "device": f"{name.decode() if isinstance(name, bytes) else name} ({isa()}, {num_threads()} multiprocessors)",
+        "device": f"{device_name()} ({isa()}, {num_threads()} multiprocessors)",
         "memory": f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
         "cupy": str(module.__version__),
         "cuda": _version(module.cuda.runtime.runtimeGetVersion()),

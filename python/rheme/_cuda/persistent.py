@@ -1,29 +1,35 @@
-"""The LSTM whose recurrent weights stay in the chip (`lstm_persistent*.cu`), and when it is used instead of the plain one.
+"""The LSTM whose recurrent weights stay in the chip, and when it is used instead of the plain one.
 
-Two precisions: fp32 is that of the plain version; bf16 has bfloat16 products with sums and state in float, so that its answers
-differ by that rounding. Until they have been measured on a GPU the plain version is the default: TABLE names the cases where
-fp32 is ahead of it. RHEME_CUDA_LSTM=plain, fp32 or bf16 forces one; a forced one that does not fit raises.
+Two designs: `cluster` (`lstm_persistent*.cu`, compute capability 9.0), where a cluster of blocks holds the weights and runs 8
+rows; `grid` (`lstm_grid.cu`), where blocks on all multiprocessors do, for the sizes that no cluster holds. Two precisions: fp32
+is that of the plain version; bf16 has bfloat16 products with sums and state in float, so that its answers differ by that
+rounding.
+
+Until they have been measured on a GPU the plain version is the default: a table that `benchmarks/peers/cuda.py --calibrate`
+writes names, for a device, the cases where fp32 is ahead of it (`calibration.py`). RHEME_CUDA_LSTM=plain, fp32 or bf16 forces
+one; a forced one that does not fit, or that the device has no room for, raises. RHEME_CUDA_SPINS=N makes debug builds: a wait
+for another block gives up after N looks, and the call raises.
 """
 
+import ctypes
+import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rheme._cuda.device import Array, cupy, empty, explained, given, isa, kernel_of
+from rheme._cuda import calibration
+from rheme._cuda.device import Array, cupy, empty, explained, given, isa, kernel_of, num_threads, zeros
 from rheme.errors import RhemeError
 
-# (architecture, hidden size) -> the least number of steps from which the persistent version in fp32 is ahead there. Filled by
-# benchmarks/peers/cuda.py --calibrate on the GPU at hand; empty: nothing has been measured.
-TABLE: dict[tuple[str, int], int] = {}
-
-_ROWS = 8  # of the batch to a cluster
+_ROWS = 8  # of the batch: a group
 _SHARED = 227 << 10  # bytes of a block, at most
 _NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: clusters of more than 8 blocks
-_FILES = {"bf16": "lstm_persistent", "fp32": "lstm_persistent_f32"}
+_GRID_THREADS = 256
 
 
 class Shape(NamedTuple):
-    """How a hidden size is cut: blocks of a cluster, threads of a block, bytes of shared memory forward and backward."""
+    """How a hidden size is cut: blocks that hold its weights, threads of a block, bytes of shared memory each way."""
 
+    design: Literal["cluster", "grid"]
     precision: str
     hidden: int
     blocks: int
@@ -31,55 +37,162 @@ class Shape(NamedTuple):
     forward: int
     backward: int
 
+    @property
+    def file(self) -> str:
+        return "lstm_grid" if self.design == "grid" else "lstm_persistent" + "_f32" * (self.precision == "fp32")
 
-def shape_of(hidden: int, precision: str) -> Shape | None:
-    """The cut of a hidden size; None where there is none. The numbers are those of lstm_persistent.cu and ..._f32.cu."""
-    for blocks in (4, 8, 16):
+    def defines(self) -> tuple[str, ...]:
+        """What its file is compiled with."""
+        chosen = [f"-DRHEME_HIDDEN={self.hidden}", f"-DRHEME_CTAS={self.blocks}"]
+        if self.design == "grid":
+            chosen += ["-DRHEME_BF16"] * (self.precision == "bf16")
+            chosen += [f"-DRHEME_SPINS={_spins()}"] * (_spins() > 0)
+        return tuple(chosen)
+
+
+def _spins() -> int:
+    value = os.environ.get("RHEME_CUDA_SPINS", "0")
+    if not value.isdigit():
+        raise RhemeError(f"RHEME_CUDA_SPINS={value}: give a number of looks, such as 4000000, or 0 for no limit")
+    return int(value)
+
+
+def shape_of(hidden: int, precision: str, clusters: bool = True) -> Shape | None:
+    """The cut of a hidden size; None where there is none. The numbers are those of the kernel files."""
+    for blocks in (4, 8, 16) if clusters else ():
         units = hidden // blocks
         if hidden % (4 * blocks) or units % 8 or hidden % 16 or (units > 32 and blocks < 16):
             continue
         if precision == "fp32":
+            if hidden > 384:  # a quarter of a row in registers; at 512 threads there are 128
+                break
             forward = 4 * (2 * hidden * _ROWS + 16 * units * _ROWS + units * _ROWS)
             backward = 4 * (2 * hidden * _ROWS + 4 * units * _ROWS + 16 * units * _ROWS)
-            # A quarter of a row in registers; at 512 threads there are 128.
-            return Shape(precision, hidden, blocks, 16 * units, forward, backward) if hidden <= 384 else None
+            return Shape("cluster", precision, hidden, blocks, 16 * units, forward, backward)
         threads, tiles = 8 * units, hidden // 16
         in_shared = max(0, tiles - (32 if threads <= 256 else 24)) * (units // 4) * 512
         forward = 2 * _ROWS * (hidden + 8) * 2 + _ROWS * units * 2 + in_shared
         backward = 2 * hidden * _ROWS * 4 + _ROWS * (4 * units + 8) * 2 + in_shared
         if threads <= 512 and max(forward, backward) <= _SHARED:
-            return Shape(precision, hidden, blocks, threads, forward, backward)
-    return None
+            return Shape("cluster", precision, hidden, blocks, threads, forward, backward)
+    if hidden % 32 or not 64 <= hidden <= 1024:
+        return None
+    units = 16 if precision == "bf16" else 8  # at 1,024 a thread has 128 words of weights
+
+    def room(rows: int, columns: int) -> int:  # of Product<rows, columns>: its operand, the parts of its sums, more weights
+        if precision == "fp32":
+            parts = _GRID_THREADS // rows
+            return 4 * _ROWS * (columns + parts + parts * rows)
+        parts = _GRID_THREADS // 32 // (rows // 16)
+        in_shared = max(0, columns // 16 // parts - 28) * _GRID_THREADS * 16
+        return 2 * _ROWS * (columns + 8) + 4 * _ROWS * parts * rows + in_shared
+
+    forward, backward = room(4 * units, hidden), room(units, 4 * hidden)
+    return Shape("grid", precision, hidden, hidden // units, _GRID_THREADS, forward, backward)
 
 
 def chosen(hidden: int, steps: int, dtype: str) -> Shape | None:
     """The cut where the persistent version is to be used; None: the plain one."""
     wanted = os.environ.get("RHEME_CUDA_LSTM", "")
-    if wanted not in ("", "plain", *_FILES):
+    if wanted not in ("", "plain", "fp32", "bf16"):
         raise RhemeError(f"RHEME_CUDA_LSTM={wanted}: give plain, fp32 or bf16")
-    if wanted == "":
-        ahead = dtype == "float32" and TABLE.get((isa(), hidden), steps + 1) <= steps
-        return shape_of(hidden, "fp32") if ahead else None
-    if wanted == "plain":
+    if wanted == "plain" or (wanted == "" and (dtype != "float32" or steps < calibration.least_steps(hidden, steps + 1))):
         return None
-    shape = shape_of(hidden, wanted) if dtype == "float32" and int(isa().removeprefix("sm_")) >= 90 else None
+    capability = int(isa().removeprefix("sm_"))
+    shape = shape_of(hidden, wanted or "fp32", capability >= 90) if dtype == "float32" and capability >= 80 else None
+    held = 0 if shape is None else _sets(shape)
+    if shape is not None and held:
+        return shape
+    if wanted == "":
+        return None
     if shape is None:
         raise RhemeError(f"RHEME_CUDA_LSTM={wanted}: not for a hidden size of {hidden} in {dtype} on {isa()}")
-    return shape
+    raise RhemeError(f"RHEME_CUDA_LSTM={wanted}: {isa()} has no room for the {shape.blocks} blocks that must run at once")
 
 
-def _launch(kernel: str, shape: Shape, shared: int, clusters: int, *arguments: Any) -> None:
-    defines = (f"-DRHEME_HIDDEN={shape.hidden}", f"-DRHEME_CTAS={shape.blocks}")
-    function = kernel_of(_FILES[shape.precision], kernel, "float32", defines)
+# Launches -------------------------------------------------------------------------------------------------------------------
+
+
+def _prepared(shape: Shape, name: str, shared: int) -> Any:
+    """The kernel, allowed what it needs."""
+    function = kernel_of(shape.file, name, "float32", shape.defines(), shape.design == "grid")
     if shared > 48 << 10:
         function.max_dynamic_shared_size_bytes = shared
-    if shape.blocks > 8:
+    if shape.design == "cluster" and shape.blocks > 8:
         cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, _NON_PORTABLE_CLUSTER, 1)
-    function((clusters * shape.blocks, 1), (shape.threads,), given(arguments), shared_mem=shared)
+    return function
+
+
+@functools.cache
+def _sets(shape: Shape) -> int:
+    """How many times the blocks that hold the weights can run at once, forward and backward; 0: not at all.
+
+    A GPU that is shared out (MIG, a limit of MPS) or a small one may have no room for a set whose blocks wait for each other.
+    """
+    most = []
+    for name, shared in (("lstm_persistent", shape.forward), ("lstm_persistent_backward", shape.backward)):
+        with explained():
+            function = _prepared(shape, name, shared)
+            if shape.design == "cluster":
+                most.append(_active_clusters(function.kernel.ptr, shape, shared))
+            else:
+                ask = cupy().cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+                most.append(int(ask(function.kernel.ptr, shape.threads, shared)) * num_threads() // shape.blocks)
+    return min(most)
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+def _active_clusters(function: Any, shape: Shape, shared: int) -> int:
+    """cuOccupancyMaxActiveClusters, which CuPy 14 does not hand on."""
+    ask = getattr(cupy().cuda.driver, "occupancyMaxActiveClusters", None)
+    if ask is not None:
+        return int(ask(function, shape.blocks, shape.threads, shared))
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        ask = driver.cuOccupancyMaxActiveClusters
+    except (OSError, AttributeError):
+        return 0
+    config = _LaunchConfig((ctypes.c_uint * 3)(shape.blocks, 1, 1), (ctypes.c_uint * 3)(shape.threads, 1, 1), shared)
+    count = ctypes.c_int(0)
+    failed = ask(ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
+    return 0 if failed else count.value
+
+
+def _launch(name: str, shape: Shape, shared: int, directions: int, batch: int, *arguments: Any) -> None:
+    """Start a kernel for all rows of all directions."""
+    function, groups = _prepared(shape, name, shared), -(-batch // _ROWS)
+    if shape.design == "cluster":
+        function((directions * groups * shape.blocks, 1), (shape.threads,), given(arguments), shared_mem=shared)
+        return
+    # Sets of blocks, as many as run at once: first to have both directions, then to share the groups of a direction.
+    at_once = min(directions, _sets(shape))
+    shards = min(groups, _sets(shape) // at_once)
+    columns = shape.hidden * (4 if name.endswith("backward") else 1)
+    words = directions * groups * 2 * _ROWS * columns // (2 if shape.precision == "bf16" else 1)
+    exchange, stuck = empty(shape=(words,), dtype="uint32"), zeros(shape=(2,), dtype="int64")
+    for first in range(0, directions, at_once):
+        blocks = at_once * shards * shape.blocks
+        flags = zeros(shape=(blocks,), dtype="uint32")
+        function((blocks, 1), (shape.threads,), given((*arguments, first, shards, exchange, flags, stuck)), shared_mem=shared)
+    if _spins():
+        block, step = stuck.tolist()
+        if block:
+            raise RhemeError(
+                f"{name}: block {block - 1} of {shape.blocks} did not answer after step {step}, {_spins()} looks: a deadlock, "
+                "or another program holds the GPU; RHEME_CUDA_LSTM=plain does without waiting"
+            )
 
 
 def _order(lengths: Array | None) -> Array | None:
-    """Rows by length, so that a cluster's are alike and it ends with them."""
+    """Rows by length, so that a group's are alike and it ends with them."""
     if lengths is None:
         return None
     with explained():
@@ -103,7 +216,7 @@ def forward(
     h_n, c_n = (empty(shape=(directions, batch, hidden), dtype="float32") for _ in range(2))
     if batch:
         _launch(
-            "lstm_persistent", shape, shape.forward, directions * -(-batch // _ROWS),
+            "lstm_persistent", shape, shape.forward, directions, batch,
             time, batch, directions, int(reverse), lengths, _order(lengths), recurrent, bias, *start, gates, cells, h_n, c_n, y,
         )  # fmt: skip
     return y, h_n, c_n
@@ -126,6 +239,6 @@ def backward(
     directions, time, batch, _ = gates.shape
     if batch:
         _launch(
-            "lstm_persistent_backward", shape, shape.backward, directions * -(-batch // _ROWS),
+            "lstm_persistent_backward", shape, shape.backward, directions, batch,
             time, batch, directions, int(reverse), lengths, _order(lengths), recurrent, dy, gates, cells, c0, dgates, dh, dc,
         )  # fmt: skip

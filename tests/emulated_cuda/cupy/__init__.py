@@ -6,7 +6,9 @@ host and device are counted in `counts`. Fresh memory is filled with not-a-numbe
 after each kernel. What CuPy is asked for that stands in no list here is an AttributeError.
 
 RHEME_EMULATED_ORDER: the order in which threads take turns, 0, 1 or 2. RHEME_EMULATED_MEMORY: bytes of the device.
-RHEME_EMULATED_FAULT: driver, device or capability.
+RHEME_EMULATED_MULTIPROCESSORS: of them, with a block on each; RHEME_EMULATED_RESIDENT: blocks of a cooperative launch that run
+at once whatever was asked for, as if another program held the rest; RHEME_EMULATED_CLUSTERS: clusters that fit.
+RHEME_EMULATED_FAULT: driver, device or compiler.
 """
 
 import os
@@ -269,8 +271,9 @@ def get_default_memory_pool() -> Any:
 
 
 class RawModule:
-    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+    def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False) -> None:
         self._code, self._options, self._library = code, options, None
+        self._cooperative = enable_cooperative_groups
         if os.environ.get("RHEME_EMULATED_FAULT") == "compiler":
             raise ImportError("libnvrtc.so: cannot open shared object file")
 
@@ -280,7 +283,7 @@ class RawModule:
     def get_function(self, name: str) -> Any:
         if self._library is None:
             self.compile()
-        return compiling.Kernel(self._library, name)
+        return compiling.Kernel(self._library, name, self._cooperative)
 
 
 cuda.module = sys.modules[__name__]

@@ -90,6 +90,7 @@ class Launch(ctypes.Structure):
         ("threads", ctypes.c_uint),
         ("shared", ctypes.c_uint),
         ("cluster", ctypes.c_uint),
+        ("together", ctypes.c_uint),
         ("order", ctypes.c_int),
     )
 
@@ -101,8 +102,9 @@ NAMES = {"float": "float32", "double": "float64", "int64_t": "int64", "uint64_t"
 class Kernel:
     """What CuPy's get_function gives: kernel(grid, block, arguments, shared_mem=0)."""
 
-    def __init__(self, library: Any, name: str) -> None:
+    def __init__(self, library: Any, name: str, cooperative: bool = False) -> None:
         binary, kernels = library
+        self.cooperative = cooperative
         if name not in kernels:
             raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
         self.name, self.function = name, getattr(binary, f"launch_{name}")
@@ -123,6 +125,14 @@ class Kernel:
             raise RuntimeError(f"CUDA_ERROR_INVALID_CLUSTER_SIZE: {self.name}: {cluster} blocks")
         if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 << 10):
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: {shared_mem} bytes of shared memory")
+        together = cluster
+        if self.cooperative:
+            if cluster > 1:
+                raise RuntimeError(f"CUDA_ERROR_INVALID_CLUSTER_SIZE: {self.name}: a cooperative launch of clusters")
+            together = int(numpy.prod(grid))
+            if together > cuda.resident_blocks():
+                raise RuntimeError(f"CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: {self.name}: {together} blocks")
+            together = min(together, int(os.environ.get("RHEME_EMULATED_RESIDENT", together)))
         held, blocks = [], []
         for position, (kind, argument) in enumerate(zip(types, arguments, strict=True)):
             value, owner = self._argument(position, kind, argument)
@@ -131,7 +141,7 @@ class Kernel:
                 blocks.append(owner)
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
         order = int(os.environ.get("RHEME_EMULATED_ORDER", "0"))
-        launch = Launch((ctypes.c_uint * 3)(*(*grid, 1, 1)[:3]), threads, shared_mem, cluster, order)
+        launch = Launch((ctypes.c_uint * 3)(*(*grid, 1, 1)[:3]), threads, shared_mem, cluster, together, order)
         cuda.module.counts["launch"] += 1
         cuda.module.counts[f"launch {self.name}"] += 1
 

@@ -134,7 +134,7 @@ runtime = SimpleNamespace(
     getDeviceCount=_device_count,
     getDeviceProperties=lambda number: {
         "name": b"emulated device",
-        "multiProcessorCount": 4,
+        "multiProcessorCount": resident_blocks(),
         "sharedMemPerBlockOptin": int(os.environ.get("RHEME_EMULATED_SHARED", 227 << 10)),
     },
     memGetInfo=_memory_info,
@@ -146,9 +146,17 @@ device = SimpleNamespace(get_cublas_handle=lambda: 1)
 sys.modules.setdefault("cupy.cuda.memory", memory)
 
 
+def resident_blocks() -> int:
+    return int(os.environ.get("RHEME_EMULATED_MULTIPROCESSORS", "4"))
+
+
 def _set_attribute(function: Any, attribute: int, value: int) -> None:
     assert (attribute, value) == (14, 1)  # clusters of more than 8 blocks
     function.most_blocks = 16
 
 
-driver = SimpleNamespace(funcSetAttribute=_set_attribute)
+driver = SimpleNamespace(
+    funcSetAttribute=_set_attribute,
+    occupancyMaxActiveBlocksPerMultiprocessor=lambda function, threads, shared: 1,
+    occupancyMaxActiveClusters=lambda function, blocks, threads, shared: int(os.environ.get("RHEME_EMULATED_CLUSTERS", "2")),
+)
