@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rheme
-from rheme import conformance
+from rheme import conformance, tasks
 from rheme.cli import main
 from rheme.errors import InputError
 
@@ -140,16 +140,26 @@ def test_a_broken_promise_is_seen(promise: str, package: Path, environment: dict
     assert not rows[promise]["ok"]
 
 
-@pytest.mark.parametrize("name", ["semantic-analysis", pytest.param("generation", marks=pytest.mark.slow)])
+_NARROW = {"embedding_size": 8, "encoder_size": 8, "decoder_size": 8, "dropout": 0.0}
+SMALL: dict[str, dict[str, Any]] = {
+    "generation": {"vocab_size": 320, "model": {**_NARROW, "latent_size": 4}},
+    "question-answering": {
+        "vocab_size": 200,
+        "model": {"word_size": 8, "char_size": 4, "char_filters": 8, "embedding_size": 8, "hidden_size": 8},
+    },
+    "semantic-analysis": {"vocab_size": 400, "max_features": 300, "model": {"hidden_size": 8, "embedding_size": 8}},
+    "summarization": {"vocab_size": 320, "model": {**_NARROW, "copy_size": 8}},
+    "translation": {"vocab_size": 320, "model": _NARROW},
+}
+
+
+_BUILT_IN = sorted(name for name, info in tasks.list_tasks().items() if info.distribution == "rheme")
+_QUICK = ("semantic-analysis", "question-answering")
+
+
+@pytest.mark.parametrize("name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in _BUILT_IN])
 def test_built_in_tasks_keep_them_too(name: str) -> None:
-    small = {
-        "semantic-analysis": {"vocab_size": 400, "max_features": 300, "model": {"hidden_size": 8, "embedding_size": 8}},
-        "generation": {
-            "vocab_size": 320,
-            "model": {"embedding_size": 8, "encoder_size": 8, "decoder_size": 8, "latent_size": 4, "dropout": 0.0},
-        },
-    }
-    found = conformance.check(name, settings={"task": small[name]})
+    found = conformance.check(name, settings={"task": SMALL[name]})
     assert [item for item in found if not item.ok] == []
 
 

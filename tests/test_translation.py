@@ -15,7 +15,7 @@ from rheme import nn, tasks
 from rheme.errors import InputError
 from rheme.plugins.translation import _stand_ins, checks
 from rheme.tasks import Result
-from rheme.text import languages
+from rheme.text import language
 
 PAIRS = [(f"The {a} is {b}.", f"{c} est {d} !") for a, c in (("cat", "Le chat"), ("dog", "Le chien"), ("house", "La maison"))
          for b, d in (("big", "grand"), ("small", "petit"), ("near the station, here", "près, ici"))] * 3  # fmt: skip
@@ -216,12 +216,12 @@ def test_repeats(text: str, times: int) -> None:
 
 
 def test_scripts() -> None:
-    assert languages.in_script("Où est la gare ?", "fr")
-    assert not languages.in_script("Где вокзал?", "fr")
-    assert languages.in_script("Где вокзал?", "ru")
-    assert languages.in_script("车站在哪里？", "zh")
-    assert not languages.in_script("Where is it?", "zh")
-    assert languages.in_script("123 !", "zh")
+    assert language.in_script("Où est la gare ?", "fr")
+    assert not language.in_script("Где вокзал?", "fr")
+    assert language.in_script("Где вокзал?", "ru")
+    assert language.in_script("车站在哪里？", "zh")
+    assert not language.in_script("Where is it?", "zh")
+    assert language.in_script("123 !", "zh")
 
 
 # Carried through -------------------------------------------------------------------------------------------------------------
@@ -359,12 +359,12 @@ SAMPLES = {
 
 
 def test_languages_are_told_apart() -> None:
-    known = languages.Languages({code: languages.profile(texts) for code, texts in SAMPLES.items()})
+    known = language.Languages({code: language.profile(texts) for code, texts in SAMPLES.items()})
     for code, texts in SAMPLES.items():
         assert [known.detect(text) for text in texts] == [code] * 3
     assert known.detect("123 !", default="fr") == "fr"
     assert known.detect("Wo ist der Bahnhof?", default="en", margin=1000) == "en"
-    assert languages.Languages({}).detect("Hi", "en") == "en"
+    assert language.Languages({}).detect("Hi", "en") == "en"
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def bundle(translator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     before = translator.config.languages, translator.config.profiles
     for code in ("de", "fr", "zh"):
         translator.config.languages = ["en", code]
-        translator.config.profiles = {name: languages.profile(SAMPLES[name]) for name in ("en", code)}
+        translator.config.profiles = {name: language.profile(SAMPLES[name]) for name in ("en", code)}
         translator._tags = {"en": translator._tags["en"], code: list(translator._tags.values())[1]}
         name = f"translation-en-{code}"
         data = translator.tokenizer.to_bytes().replace(b"<2fr>", f"<2{code}>".encode())

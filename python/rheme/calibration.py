@@ -66,6 +66,20 @@ def fit_temperature(logits: Array, targets: Array, multi_label: bool = False) ->
     return math.exp(_minimum(loss, math.log(0.125), math.log(8.0)))
 
 
+def fit_share(logits: Array, others: Array, targets: Array, multi_label: bool = False) -> float:
+    """The share s, 0 or from 1/8 to 64, for which logits + s others, at their best temperature, are likeliest.
+
+    logits and others (N, C): of two models, of which the first alone may be the better one.
+    """
+
+    def loss(share: float) -> float:
+        both = ops.add(logits, ops.mul(others, share))
+        return negative_log_likelihood(both, targets, fit_temperature(both, targets, multi_label), multi_label)
+
+    best = math.exp(_minimum(lambda log_s: loss(math.exp(log_s)), math.log(0.125), math.log(64.0), 12))
+    return best if loss(best) < loss(0.0) else 0.0
+
+
 def best_threshold(scores: Sequence[float], wanted: Sequence[bool], prior: float = 0.0) -> tuple[float, float]:
     """The threshold of the largest F1 when scores at or above it count as yes, and that F1.
 

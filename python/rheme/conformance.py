@@ -126,11 +126,11 @@ class _Trial:
             source = str(self.data)
         else:
             rows = list(self.cls.samples()) or _invented(self.cls.fields)
-            path = self.folder / "examples.tsv"
+            path = self.folder / f"examples{self.cls.suffix}"
             task.write_examples(path, rows)
             self.examples, source = (task.read(path), "its samples()" if self.cls.samples() else "invented ones")
             _ensure(len(self.examples) > 0, "none of the examples written by write_examples is read again")
-        again = self.folder / "again.tsv"
+        again = self.folder / f"again{self.cls.suffix}"
         task.write_examples(again, self.examples)
         _ensure(task.read(again) == self.examples, "write_examples and read do not give the same examples again")
         _ensure(len(self.examples) >= 8, f"{len(self.examples)} examples: at least 8 are needed to try the rest")
@@ -185,22 +185,27 @@ class _Trial:
     def _inputs(self) -> list[Any]:
         return list(self.task.inputs(self.examples[:24]))
 
+    def _answers(self, inputs: list[Any], task: Any = None) -> list[Any]:
+        """Plain values, of the trained task or of another one."""
+        task = task or self.task
+        return _plain(task.answer(inputs, **task.needed_options()))
+
     def batches(self) -> str:
         inputs = self._inputs()
-        together = _plain(self.task.answer(inputs))
+        together = self._answers(inputs)
         _ensure(len(together) == len(inputs), f"{len(together)} answers to {len(inputs)} inputs")
         for number, (value, one) in enumerate(zip(inputs, together, strict=True)):
-            alone = _plain(self.task.answer([value]))[0]
+            alone = self._answers([value])[0]
             _ensure(alone == one, f"input {number} is answered {str(one)[:120]} in a batch, but {str(alone)[:120]} alone")
-        _ensure(_plain(self.task.answer(inputs[::-1]))[::-1] == together, "answers depend on the order of the inputs")
-        _ensure(self.task.answer([]) == [], "no inputs must give no answers")
+        _ensure(self._answers(inputs[::-1])[::-1] == together, "answers depend on the order of the inputs")
+        _ensure(self._answers([]) == [], "no inputs must give no answers")
         return f"{len(inputs)} inputs"
 
     def restores(self) -> str:
         inputs = self._inputs()
         self.saved = self.task.save(self.folder / "saved", metrics={"check": 1.0})
         loaded = tasks.load(self.name, model=self.saved)
-        _ensure(_plain(loaded.answer(inputs)) == _plain(self.task.answer(inputs)), "the loaded model answers otherwise")
+        _ensure(self._answers(inputs, loaded) == self._answers(inputs), "the loaded model answers otherwise")
         size = sum(file.stat().st_size for file in self.saved.iterdir())
         damaged = self.folder / "damaged"
         damaged.mkdir()
@@ -227,11 +232,11 @@ class _Trial:
         tried = 0
         for wrong in ([3], [None], [b"bytes"]):
             with suppress(InputError):
-                self.task.answer(wrong)
+                self.task.answer(wrong, **self.task.needed_options())
                 raise _BrokenError(f"answer({wrong}) is answered; an InputError is expected")
             tried += 1
         with suppress(InputError):
-            self.task.answer(self._inputs()[:1], no_such_option=1)
+            self.task.answer(self._inputs()[:1], **self.task.needed_options(), no_such_option=1)
             raise _BrokenError("an unknown option is taken without a word")
         with suppress(InputError):
             self.task.read(self.folder / "no-such-file.tsv")
@@ -242,9 +247,9 @@ class _Trial:
         inputs = self._inputs()
         if not isinstance(inputs[0], str):
             return "not tried: inputs are no plain texts"
-        answers = self.task.answer(list(_ODD))
+        answers = self.task.answer(list(_ODD), **self.task.needed_options())
         _ensure(all(isinstance(one, tasks.Result) for one in answers), "an answer is no Result")
-        _ensure(_plain(answers) == [_plain(self.task.answer([text]))[0] for text in _ODD], "odd texts: other bits in a batch")
+        _ensure(_plain(answers) == [self._answers([text])[0] for text in _ODD], "odd texts: other bits in a batch")
         return f"{len(_ODD)} texts: empty, long, other scripts, emoji"
 
     def card(self) -> str:

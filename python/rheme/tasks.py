@@ -130,6 +130,10 @@ class Task:
         """What ``answer`` is asked for these examples. By default the first text of each."""
         return [example if isinstance(example, str) else example[0] for example in examples]
 
+    def needed_options(self) -> dict[str, Any]:
+        """Options that ``answer`` asks for and has no default of, with values it can do: `rheme plugins check` gives them."""
+        return {}
+
     def write_examples(self, path: Path, examples: Sequence[Any]) -> None:
         """Write examples (such as the held-out ones) as a file that ``read`` takes: TSV, a line an example."""
         from rheme.text import readers
@@ -165,8 +169,11 @@ class Task:
         """Summed loss of a batch (a scalar Tensor), how many units (tokens, examples) it sums over, and figures to log."""
         raise NotImplementedError
 
+    def finish(self, train: Sequence[Any], valid: Sequence[Any]) -> None:
+        """After training, with the final weights: add what is fitted at once and not step by step. Assigns new arrays."""
+
     def calibrate(self, examples: Sequence[Any]) -> None:
-        """After training, with the final weights: set ``self.options`` (such as a threshold) by the validation examples."""
+        """Then: set ``self.options`` (such as a threshold) by the validation examples."""
 
     def inspect(
         self, items: Sequence[Any], history: Sequence[Mapping[str, Any]], step: int, total_steps: int

@@ -20,6 +20,7 @@ from rheme.text.features import Bag
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
+_PART = 64  # texts scored at once
 _DROP_STREAM = 0  # the Philox stream of the dropped pieces, under a step's seed
 
 
@@ -50,9 +51,11 @@ class ClassifierConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     elbo_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "code_size", "bag_scale", "latent_size", "elbo_weight"):
+        for name in ("hidden_size", "code_size", "latent_size", "elbo_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0")
+        if not self.bag_scale > 0:
+            raise InputError(f"bag_scale = {self.bag_scale}: must be above 0")
         if self.embedding_size < 1:
             raise InputError(f"embedding_size = {self.embedding_size}: must be at least 1")
         for name in ("dropout", "piece_dropout", "bag_dropout", "word_dropout"):
@@ -121,6 +124,20 @@ class TextClassifier(nn.Module):
             weights = nn.Dropout(self.config.bag_dropout)(weights[:, :, None]).data[:, :, 0]
         scaled = ops.mul(weights, self.config.bag_scale)
         return F.sum(F.mul(values, scaled[:, :, None]), axis=0)
+
+    def score_bags(self, table: Array, bags: Sequence[Bag]) -> Array:
+        """Bags of n-grams by a table (features, labels) -> scores (N, labels), in parts of a size that memory holds."""
+        parts = []
+        for start in range(0, len(bags), _PART):
+            rows, weights = pad_bags(bags[start : start + _PART])
+            parts.append(ops.sum(ops.mul(ops.embedding(rows, table), weights[:, :, None]), axis=0))
+        return np.concatenate(parts) if parts else np.zeros((0, table.shape[1]), table.dtype)
+
+    def add_linear(self, weights: Array, bias: Array) -> None:
+        """Add a linear model over the n-grams, weights (features, labels) and bias (labels,), to the logits."""
+        for parameter, array in ((self.bag.weight, ops.div(weights, self.config.bag_scale)), (self.output_bias, bias)):
+            parameter.data = ops.add(parameter.data, ops.asarray(array, like=parameter.data))
+            parameter.version += 1
 
     def forward(self, ids: Ids, lengths: Ids, rows: Ids, weights: Array, seed: int = 0) -> Tensor:
         """Logits (N, labels)."""

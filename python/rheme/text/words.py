@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Scripts written without spaces: there every character is a word. Thai, Lao, Burmese, Khmer; kana, bopomofo, Han.
-_ALONE = (
+ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
@@ -30,7 +30,7 @@ def _word() -> re.Pattern[str]:
         if code >= 0x1F000:
             break
     mark = "[" + "".join(marks) + "\u200c\u200d]"
-    letter = f"(?:(?![{_ALONE}])[^\\W\\d_])"
+    letter = f"(?:(?![{ALONE}])[^\\W\\d_])"
     return re.compile(rf"['’]s\b|{letter}(?:{letter}|{mark})*|\d+(?:[.,]\d+)*|\S{mark}*")
 
 

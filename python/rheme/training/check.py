@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from rheme.text.languages import Languages, in_script, profile
+from rheme.text.language import Languages, in_script, profile
 from rheme.text.readers import Notes, normal_form
 
 Pair = tuple[str, str]

@@ -416,18 +416,18 @@ class Run:
         if at.best_loss is not None:
             metrics |= {"valid_loss": at.best_loss, "best_step": at.best_step}
         evaluate = self.config.evaluate and len(self.valid_examples) > 0
-        if evaluate:
-            self._checkpoint()  # evaluating may take long
+        self._checkpoint()  # what follows may take long
         self._hold(weights)
         self.model.eval()
-        if evaluate:
-            try:
+        try:
+            self.task.finish(self.train_examples, self.valid_examples)
+            if evaluate:
                 self.task.calibrate(self.valid_examples)
                 metrics |= self.task.evaluate(self.valid_examples)
-            except InputError as error:
-                self.display.line(f"the final evaluation was left out: {error}")
-            except KeyboardInterrupt:
-                raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
+        except InputError as error:
+            self.display.line(f"the final evaluation was left out: {error}")
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
         with writing(self.out):
             metrics |= self.task.conclude(self.out, self.train_examples, self.history)
         final = self.out / ".final"

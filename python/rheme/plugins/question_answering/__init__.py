@@ -99,6 +99,22 @@ class QuestionAnswering(Task):
     def write_examples(self, path: Path, examples: Sequence[QuestionExample]) -> None:
         write_json(path, squad_json(examples))
 
+    @classmethod
+    def samples(cls) -> list[QuestionExample]:
+        """Who keeps what where: two questions a context."""
+        found = []
+        for number, who in enumerate(("Anna", "Boris", "Chen", "Dana", "Emil", "Farid")):
+            for what, where in (("a boat", "the harbour"), ("two goats", "a small barn"), ("old maps", "the attic")):
+                context = f"{who} keeps {what} in {where}. Nobody else has been there for {number + 2} years."
+                for question, answer in ((f"What does {who} keep?", what), (f"Where does {who} keep {what}?", where)):
+                    answers = ((answer, context.index(answer)),)
+                    found.append(QuestionExample(context, question, context, answers, str(len(found))))
+        return found
+
+    def inputs(self, examples: Sequence[QuestionExample]) -> list[tuple[str, str]]:
+        """(question, context)."""
+        return [(example.question, example.context) for example in examples]
+
     def setup(self, examples: Sequence[QuestionExample]) -> None:
         """Take the most frequent words of contexts and questions as the vocabulary, then build the model."""
         texts = [*dict.fromkeys(example.context for example in examples), *(example.question for example in examples)]

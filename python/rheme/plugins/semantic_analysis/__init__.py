@@ -22,6 +22,7 @@ from rheme.autograd import no_grad
 from rheme.errors import InputError
 from rheme.models.classifier import TextClassifier, pad_bags, softplus
 from rheme.models.semi_supervised import SemiSupervisedClassifier
+from rheme.models.support_vectors import fit_support_vectors
 from rheme.plugins.semantic_analysis import measuring
 from rheme.plugins.semantic_analysis.config import AnalysisOptions, Calibration, SemanticAnalysisConfig
 from rheme.tasks import Result, Task, nearest
@@ -50,7 +51,7 @@ class SemanticAnalysis(Task):
     adaptable: ClassVar[tuple[str, ...]] = (
         *("objective", "languages", "labels", "multi_label", "separator", "groups", "group_name", "class_weights", "weights"),
         *("score_range", "out_of_scope", "label_smoothing", "output_size", "max_features", "min_count", "word_ngrams"),
-        *("char_ngrams", "max_length", "model", "unlabelled", "unlabelled_label"),
+        *("char_ngrams", "margin_penalty", "max_length", "model", "unlabelled", "unlabelled_label"),
     )
     pipeline_tag: ClassVar[str] = "text-classification"
     pipeline_key: ClassVar[str] = "label"
@@ -125,7 +126,7 @@ class SemanticAnalysis(Task):
         self.tokenizer = PiecesAndFeatures(pieces, self._features(texts))
         self._find_labels(examples)
         self.build()
-        if more and config.model.hidden_size:
+        if config.model.hidden_size and (more or not self._pairs):
             width = config.model.embedding_size
             self.model.embedding.weight.data[...] = piece_vectors(pieces.encode([*texts, *more]), len(pieces), width)
         config.unlabelled = [Path(path).name for path in config.unlabelled]
@@ -296,6 +297,29 @@ class SemanticAnalysis(Task):
         same = np.eye(len(items), dtype=np.float32)
         both = F.add(F.mul(F.log_softmax(scores), same), F.mul(F.log_softmax(F.transpose(scores)), same))
         return F.mul(F.sum(both), -0.5), len(items), {}
+
+    def finish(self, train: Sequence[tuple[str, ...]], valid: Sequence[tuple[str, ...]]) -> None:
+        """Add a support vector machine over the n-grams to the linear branch, as much of it as makes validation likeliest.
+
+        Without validation examples none: on the texts it was fitted to it is always right.
+        """
+        config, features = self.config, self.tokenizer.features
+        if self._pairs or not config.model.bag or not config.margin_penalty:
+            return
+        train, valid = self._labelled(train), self._labelled(valid)
+        valid = [row for row, target in zip(valid, self._targets(valid), strict=True) if config.multi_label or target.any()]
+        if not valid:
+            return
+        bags = features.encode([row[0] for row in train])
+        weights, _ = fit_support_vectors(
+            bags, self._targets(train), len(features), config.margin_penalty, self._class_weights()
+        )
+        texts = [row[0] for row in valid]
+        scores = self.model.score_bags(weights, features.encode(texts))
+        bias = ops.neg(ops.mean(scores, axis=0))  # how frequent the labels are the model knows already
+        targets = self._targets(valid)
+        share = calibration.fit_share(self._logits(texts), ops.add(scores, bias), targets, config.multi_label)
+        self.model.add_linear(ops.mul(weights, share), ops.mul(bias, share))
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:
         """Fit what turns logits into probabilities and decisions, on the validation examples."""

@@ -31,9 +31,12 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     frequency to the power of minus this (0: alike; 1: all labels together the same); `weights` are then found by training, as
     are `labels` and `score_range` (the least and the largest score of the pairs). out_of_scope: the label of texts that
     belong to none. label_smoothing: share of a label's weight spread over all.
-    unlabelled: files of text, a line each, from which the embedding begins (`text.cooccurrence`); only their names are kept.
+    unlabelled: files of text, a line each, from which, with the texts trained on, the embedding begins
+    (`text.cooccurrence`); only their names are kept.
     unlabelled_label: of examples without a label, from which the VAE learns (model.latent_size above 0).
     max_features: n-grams of the linear branch, from those in min_count texts; word_ngrams, char_ngrams: their lengths.
+    margin_penalty: of the support vector machine that is added to the linear branch at the end of a training, as much of it as
+    the validation examples ask for (`models.support_vectors`; 0: none).
     max_length: pieces of a text that the LSTM reads; the bag holds all of it. output_size: of a sentence code.
     """
 
@@ -58,6 +61,7 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     min_count: int = 2
     word_ngrams: int = 2
     char_ngrams: tuple[int, int] = (2, 5)
+    margin_penalty: float = 1.0
     max_length: int = 256
     calibration: Calibration = msgspec.field(default_factory=Calibration)
     model: ClassifierConfig = msgspec.field(default_factory=ClassifierConfig)
@@ -69,6 +73,8 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
         for name in ("label_smoothing", "class_weights"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
+        if not self.margin_penalty >= 0:
+            raise InputError(f"margin_penalty = {self.margin_penalty}: must be at least 0")
         if self.max_features < 0 or self.word_ngrams < 0 or self.char_ngrams[0] > self.char_ngrams[1]:
             raise InputError("max_features and word_ngrams must be at least 0, and char_ngrams the shortest and the longest")
 

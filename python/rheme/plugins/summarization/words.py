@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme.decoding.constraints import Forbidden
+from rheme.text.words import ALONE
 
-# A character of a script without spaces counts as a word of its own: kana, CJK ideographs, their compatibility forms.
-_SOLE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_SOLE}]|[^\s{_SOLE}]+")
+_WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 
 
 def count_words(text: str) -> int:
-    """Words are divided by spaces; a Chinese or Japanese character is one."""
+    """Words are divided by spaces; a character of a script without spaces is one."""
     return len(_WORD.findall(text))
 
 
@@ -72,5 +71,5 @@ def _begun(surface: str) -> int:
     if not surface.strip():
         return int(surface.startswith(" "))
     words = _WORD.findall(surface)
-    joined = not surface[0].isspace() and not re.match(rf"[{_SOLE}]", surface)
+    joined = not surface[0].isspace() and not re.match(rf"[{ALONE}]", surface)
     return len(words) - joined

@@ -24,7 +24,7 @@ from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.parts import Cutter, Part
 from rheme.tasks import Result, Task
-from rheme.text import batches, languages, readers
+from rheme.text import batches, language, readers
 from rheme.text.sentences import from_sentence, is_sentence
 from rheme.text.tokenizer import Tokenizer
 from rheme.text.words import UNSPACED
@@ -151,7 +151,7 @@ class Translation(Task):
         self.config.stand_ins = _stand_ins(examples)
         some = examples[:: max(1, len(examples) // _PROFILED)]
         self.config.profiles = {
-            code: languages.profile(pair[side] for pair in some) for side, code in enumerate(self.config.languages)
+            code: language.profile(pair[side] for pair in some) for side, code in enumerate(self.config.languages)
         }
 
     def build(self) -> None:
@@ -234,6 +234,11 @@ class Translation(Task):
         task._precision = precision
         return task
 
+    def needed_options(self) -> dict[str, Any]:
+        """The target of the first direction, and its source (which is else told from the text)."""
+        source, target = self._pairs()[0]
+        return {"from_": self.config.languages[source], "to": self.config.languages[target]}
+
     def answer(
         self,
         inputs: Sequence[str],
@@ -290,7 +295,7 @@ class Translation(Task):
             sources = {code: grams for code, grams in profiles.items() if code == to or _path(pairs, code, to)}
             own = [source for source, target in map(self._codes, self._pairs()) if target == to]
             expected = own[0] if own and sum(target == to for _, target in pairs) == 1 else ""
-            from_ = languages.Languages(sources).detect(text, expected, _SURE) or (own[0] if own else to)
+            from_ = language.Languages(sources).detect(text, expected, _SURE) or (own[0] if own else to)
         if from_ == to:
             return (to,)
         path = _path(pairs, from_, to)

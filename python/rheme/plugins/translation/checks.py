@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rheme.decoding import Hypothesis
 from rheme.plugins.translation.parts import Part
-from rheme.text.languages import in_script
+from rheme.text.language import in_script
 from rheme.text.tokenizer import Tokenizer
 
 # A mean probability of a piece below which a translation is marked: 1 to 2 % of held-out French ones, 5 to 15 % of Chinese.

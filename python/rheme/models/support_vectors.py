@@ -1,0 +1,91 @@
+"""A linear support vector machine over bags of n-grams, one label against the others.
+
+L2-regularised squared hinge loss by coordinate descent in the dual (Hsieh et al. 2008, algorithm 1), with every label's step on
+a text taken at once. It converges in a dozen passes where a stochastic gradient is far from done: a rare n-gram gets its weight
+from the few texts that hold it. As in the NBSVM (Wang and Manning 2012), an n-gram counts the more for a label the more
+often it stands with it than with the others.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rheme import ops
+from rheme.text.features import Bag
+
+Array = NDArray[Any]
+
+_STREAM = 1 << 43
+_SMOOTHING = 1.0  # added to each count
+# Of the log ratio. Held-out fifths of SST-2 and TREC: 80.5 and 84.9 with 0, 81.2 and 86.2 with 0.5, 80.5 and 85.7 with 1.
+_POWER = 0.5
+
+
+def label_scales(rows: Sequence[Array], has: Array, features: int) -> Array:
+    """float32 (features, labels): what each n-gram is multiplied with for each label, a power of |log(p / q)|.
+
+    p and q: the n-gram's share of the n-grams in the texts that have the label, and in those that have not.
+    rows: of the n-grams of each text; has: bool (N, labels).
+    """
+    with_label = np.zeros((features, has.shape[1]), np.int64)
+    everywhere = np.zeros(features, np.int64)
+    for row, labels in zip(rows, has, strict=True):
+        everywhere[row] += 1  # an n-gram stands in a bag once
+        with_label[np.ix_(row, np.flatnonzero(labels))] += 1
+
+    def log_shares(counts: Array) -> Array:
+        smoothed = counts.astype(np.float32) + np.float32(_SMOOTHING)
+        return ops.sub(ops.log(smoothed), ops.log(ops.sum(smoothed, axis=0, keepdims=True)))
+
+    ratio = np.abs(ops.sub(log_shares(with_label), log_shares(everywhere[:, None] - with_label)))
+    return ops.exp(ops.mul(ops.log(ratio + np.float32(1e-9)), _POWER))
+
+
+def fit_support_vectors(
+    bags: Sequence[Bag],
+    targets: Array,
+    features: int,
+    penalty: float = 1.0,
+    importance: Array | None = None,
+    passes: int = 30,
+    tolerance: float = 0.1,
+) -> tuple[Array, Array]:
+    """Weights float32 (features, labels) and biases (labels,) of the scores x w + b of texts with these bags.
+
+    targets (N, labels): above 0 where a text has the label. With s = `label_scales` and w = s v it minimises for each label
+    (|v|^2 + b^2) / 2 + penalty * sum over texts of max(0, 1 - y (x w + b))^2, y = 1 or -1; a text that has the label counts
+    importance (labels,) times. Ends after a pass in which the projected gradients lie within `tolerance` of each other, over
+    all labels, as liblinear does, or after so many passes.
+    """
+    has = np.asarray(targets) > 0
+    signs = np.where(has, np.float32(1), np.float32(-1))
+    table = ops.zeros((features + 1, has.shape[1]))  # the last row is the bias: a feature that each text has
+    scales = np.ones_like(table)
+    scales[:features] = label_scales([ids for ids, _ in bags], has, features)
+    rows = [np.append(ids, features).astype(np.int64) for ids, _ in bags]
+    values = [np.append(weights, np.float32(1)).astype(np.float32)[:, None] for _, weights in bags]
+    damping = np.full(has.shape, np.float32(0.5 / penalty))
+    if importance is not None:
+        damping = np.where(has, damping / importance.astype(np.float32), damping)
+    alphas = np.zeros_like(signs)
+    for number in range(passes):
+        order = np.argsort(ops.random_bits(0, _STREAM + number, 0, len(bags)), kind="stable")
+        highest, lowest = -math.inf, math.inf
+        for text in order.tolist():
+            row, sign, alpha, held = rows[text], signs[text], alphas[text], table[rows[text]]
+            x = scales[row] * values[text]
+            gradient = sign * ops.sum(x * held, axis=0) - np.float32(1) + damping[text] * alpha
+            projected = np.where(alpha > 0, gradient, np.minimum(gradient, 0))
+            highest, lowest = max(highest, float(projected.max())), min(lowest, float(projected.min()))
+            if not projected.any():
+                continue
+            updated = np.maximum(alpha - gradient / (ops.sum(x * x, axis=0) + damping[text]), 0)
+            table[row] = held + x * ((updated - alpha) * sign)
+            alphas[text] = updated
+        if highest - lowest <= tolerance:
+            break
+    weights = scales * table
+    return weights[:features], weights[features]
