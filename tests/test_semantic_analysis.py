@@ -15,8 +15,8 @@ from rheme.autograd import gradcheck
 from rheme.cli import main
 from rheme.errors import InputError
 from rheme.models.classifier import ClassifierConfig, TextClassifier, pad_bags, softplus
+from rheme.models.linear import fit_naive_bayes, fit_support_vectors, score_bags
 from rheme.models.semi_supervised import SemiSupervisedClassifier
-from rheme.models.support_vectors import fit_support_vectors
 from rheme.tasks import get_task
 from rheme.text import language, readers
 from rheme.text.features import Features, PiecesAndFeatures, tokens
@@ -195,6 +195,29 @@ def test_support_vectors_are_those_of_liblinear(rng: np.random.Generator) -> Non
         assert dense @ weights[:, k] + bias[k] == pytest.approx(wanted, abs=2e-2)
 
 
+def test_naive_bayes_is_that_of_plain_numpy(rng: np.random.Generator) -> None:
+    """Expectation maximisation in float64, a text at a time."""
+    features, bags = 9, []
+    for _ in range(30):
+        rows = np.sort(rng.choice(np.arange(1, 9), rng.integers(1, 5), replace=False)).astype(np.int32)
+        bags.append((rows, rng.uniform(0.2, 1.0, len(rows)).astype(np.float32)))
+    targets = np.zeros((30, 3), np.uint8)
+    targets[np.arange(6), np.arange(6) % 3] = 1
+    posterior = targets.astype(float)
+    for number in range(5):
+        counts = np.full((features, 3), 0.1)
+        for (rows, values), p in zip(bags, posterior, strict=True):
+            counts[rows] += values[:, None] * p
+        wanted = np.log(counts / counts.sum(axis=0))
+        if number < 4:
+            prior = np.log(posterior.sum(axis=0) + 1.0)
+            for text in range(6, 30):
+                rows, values = bags[text]
+                score = np.exp(3.0 * (values[:, None] * wanted[rows]).sum(axis=0) + prior)
+                posterior[text] = score / score.sum()
+    assert fit_naive_bayes(bags, targets, features, rounds=4) == pytest.approx(wanted, abs=1e-4)
+
+
 def test_a_share_of_a_second_model(rng: np.random.Generator) -> None:
     """What tells the labels is taken up, what tells nothing is not."""
     targets = np.eye(3, dtype=np.uint8)[rng.integers(0, 3, 400)]
@@ -212,10 +235,10 @@ def test_a_linear_model_is_added(rng: np.random.Generator) -> None:
     bags = [(np.array([1, 4], np.int32), np.array([0.6, 0.8], np.float32)), (np.zeros(0, np.int32), np.zeros(0, np.float32))]
     weights, bias = rng.standard_normal((7, 2)).astype(np.float32), np.array([0.5, -1.0], np.float32)
     before = model(ids, lengths, *pad_bags(bags)).numpy()
-    assert model.score_bags(weights, bags) == pytest.approx(np.stack([0.6 * weights[1] + 0.8 * weights[4], [0, 0]]), abs=1e-6)
+    assert score_bags(weights, bags) == pytest.approx(np.stack([0.6 * weights[1] + 0.8 * weights[4], [0, 0]]), abs=1e-6)
     model.add_linear(weights, bias)
     after = model(ids, lengths, *pad_bags(bags)).numpy()
-    assert after - before == pytest.approx(model.score_bags(weights, bags) + bias, abs=1e-5)
+    assert after - before == pytest.approx(score_bags(weights, bags) + bias, abs=1e-5)
 
 
 def test_gradients_of_the_model(rng: np.random.Generator) -> None:

@@ -20,7 +20,6 @@ from rheme.text.features import Bag
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
-_PART = 64  # texts scored at once
 _DROP_STREAM = 0  # the Philox stream of the dropped pieces, under a step's seed
 
 
@@ -124,14 +123,6 @@ class TextClassifier(nn.Module):
             weights = nn.Dropout(self.config.bag_dropout)(weights[:, :, None]).data[:, :, 0]
         scaled = ops.mul(weights, self.config.bag_scale)
         return F.sum(F.mul(values, scaled[:, :, None]), axis=0)
-
-    def score_bags(self, table: Array, bags: Sequence[Bag]) -> Array:
-        """Bags of n-grams by a table (features, labels) -> scores (N, labels), in parts of a size that memory holds."""
-        parts = []
-        for start in range(0, len(bags), _PART):
-            rows, weights = pad_bags(bags[start : start + _PART])
-            parts.append(ops.sum(ops.mul(ops.embedding(rows, table), weights[:, :, None]), axis=0))
-        return np.concatenate(parts) if parts else np.zeros((0, table.shape[1]), table.dtype)
 
     def add_linear(self, weights: Array, bias: Array) -> None:
         """Add a linear model over the n-grams, weights (features, labels) and bias (labels,), to the logits."""

@@ -21,8 +21,8 @@ from rheme import functional as F
 from rheme.autograd import no_grad
 from rheme.errors import InputError
 from rheme.models.classifier import TextClassifier, pad_bags, softplus
+from rheme.models.linear import fit_naive_bayes, fit_support_vectors, score_bags
 from rheme.models.semi_supervised import SemiSupervisedClassifier
-from rheme.models.support_vectors import fit_support_vectors
 from rheme.plugins.semantic_analysis import measuring
 from rheme.plugins.semantic_analysis.config import AnalysisOptions, Calibration, SemanticAnalysisConfig
 from rheme.tasks import Result, Task, nearest
@@ -299,26 +299,33 @@ class SemanticAnalysis(Task):
         return F.mul(F.sum(both), -0.5), len(items), {}
 
     def finish(self, train: Sequence[tuple[str, ...]], valid: Sequence[tuple[str, ...]]) -> None:
-        """Add a support vector machine over the n-grams to the linear branch, as much of it as makes validation likeliest.
+        """Add linear models that are fitted at once to the linear branch, as much of each as makes validation likeliest.
 
-        Without validation examples none: on the texts it was fitted to it is always right.
+        A support vector machine; where there are texts without a label, also naive Bayes, which learns from them. Without
+        validation examples none: on the texts it was fitted to, either is nearly always right.
         """
         config, features = self.config, self.tokenizer.features
         if self._pairs or not config.model.bag or not config.margin_penalty:
             return
-        train, valid = self._labelled(train), self._labelled(valid)
-        valid = [row for row, target in zip(valid, self._targets(valid), strict=True) if config.multi_label or target.any()]
+        valid = [row for row in self._labelled(valid) if config.multi_label or self._targets([row]).any()]
         if not valid:
             return
+        targets = self._targets(train)
         bags = features.encode([row[0] for row in train])
-        weights, _ = fit_support_vectors(
-            bags, self._targets(train), len(features), config.margin_penalty, self._class_weights()
-        )
+        labelled = [k for k, row in enumerate(train) if row[1] != config.unlabelled_label]
+        some = [bags[k] for k in labelled]
+        importance = self._class_weights()
+        self._add(fit_support_vectors(some, targets[labelled], len(features), config.margin_penalty, importance)[0], valid)
+        if len(labelled) < len(train) and not config.multi_label and not config.out_of_scope:
+            self._add(fit_naive_bayes(bags, targets, len(features)), valid)
+
+    def _add(self, weights: Array, valid: Sequence[tuple[str, ...]]) -> None:
+        """Add so much of a linear model (features, labels) as makes the validation examples likeliest."""
         texts = [row[0] for row in valid]
-        scores = self.model.score_bags(weights, features.encode(texts))
+        scores = score_bags(weights, self.tokenizer.features.encode(texts))
         bias = ops.neg(ops.mean(scores, axis=0))  # how frequent the labels are the model knows already
-        targets = self._targets(valid)
-        share = calibration.fit_share(self._logits(texts), ops.add(scores, bias), targets, config.multi_label)
+        multi_label = self.config.multi_label
+        share = calibration.fit_share(self._logits(texts), ops.add(scores, bias), self._targets(valid), multi_label)
         self.model.add_linear(ops.mul(weights, share), ops.mul(bias, share))
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:

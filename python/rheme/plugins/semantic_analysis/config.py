@@ -33,10 +33,11 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     belong to none. label_smoothing: share of a label's weight spread over all.
     unlabelled: files of text, a line each, from which, with the texts trained on, the embedding begins
     (`text.cooccurrence`); only their names are kept.
-    unlabelled_label: of examples without a label, from which the VAE learns (model.latent_size above 0).
+    unlabelled_label: of examples without a label, from which the n-grams, naive Bayes beside the support vector machine and
+    the VAE (model.latent_size above 0) learn.
     max_features: n-grams of the linear branch, from those in min_count texts; word_ngrams, char_ngrams: their lengths.
     margin_penalty: of the support vector machine that is added to the linear branch at the end of a training, as much of it as
-    the validation examples ask for (`models.support_vectors`; 0: none).
+    the validation examples ask for (`models.linear`; 0: none).
     max_length: pieces of a text that the LSTM reads; the bag holds all of it. output_size: of a sentence code.
     """
 
