@@ -3,9 +3,9 @@
     python benchmarks/semantics.py DATA NAME... [--init DIR] [--out FOLDER] [--set train.max_epochs=3]
 
 DATA: the folder of the data sets; NAME: some of sst, trec, banking77, clinc150, chnsenticorp, goemotions, sick, stsb, or
-`trec-folds` for ten folds, or `few-sst`, `few-trec` for 100, 1,000 and all labels with unlabelled text and without. A tenth
-of the training examples, by a hash, chooses everything on both sides (epoch, temperature, thresholds; C of the linear model);
-the test split is looked at once, at the end. Prints a JSON object a set.
+`trec-folds` for ten folds, or `few-NAME` (sst, trec, chnsenticorp, subj, rt, snips) for few labels with and without the other
+texts unlabelled. A tenth of the training examples, by a hash, chooses everything on both sides (epoch, temperature, thresholds;
+C of the linear model); the test split is looked at once, at the end. Prints a JSON object a set.
 """
 
 import argparse
@@ -37,6 +37,17 @@ Rows = list[tuple[str, ...]]
 SINGLE: dict[str, Any] = {
     "task": {"label_smoothing": 0.1, "model": {"dropout": 0.5, "bag_scale": 5.0}},
     "train": {"batch_tokens": 1000, "max_epochs": 8, "ema_decay": 0.998, "warmup_steps": 50, "patience": 0},
+}
+FEW: dict[str, Any] = {
+    "task": {"label_smoothing": 0.1, "min_count": 1, "model": {"dropout": 0.5, "bag_scale": 5.0}},
+    "train": {
+        "batch_tokens": 500,
+        "max_steps": 150,
+        "ema_decay": 0.98,
+        "warmup_steps": 20,
+        "valid_every_steps": 50,
+        "patience": 0,
+    },
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "banking77": {"train": {"max_epochs": 6}},
@@ -123,11 +134,12 @@ def ours(
     return task, task.evaluate(test), seconds
 
 
-def run(name: str, data: Path, above: dict[str, Any], out: str, init: str | None, unlabelled: str | None) -> dict[str, Any]:
+def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -> dict[str, Any]:
+    data, init = given.data, given.init
     settings = merge(merge(SINGLE, RECIPES.get(name, {})), above)
     if name == "trec-folds":
         rows, found, plain = trec(data), [], []
-        for fold in range(10):
+        for fold in given.folds:
             test = rows[fold::10]
             texts = {readers.normal_form(text) for text, _ in test}
             train = [row for k, row in enumerate(rows) if k % 10 != fold and readers.normal_form(row[0]) not in texts]
@@ -135,11 +147,11 @@ def run(name: str, data: Path, above: dict[str, Any], out: str, init: str | None
             folder.mkdir()
             found.append(float(ours(train, test, settings, str(folder), init)[1]["accuracy"]))
             plain.append(linear(train, test))
-        return {"data": name, "accuracy": np.mean(found), "folds": found, "linear": np.mean(plain)}
+        return {"data": name, "accuracy": np.mean(found), "folds": found, "linear": np.mean(plain), "linear_folds": plain}
     if name == "goemotions":
         return goemotions(data, above, out, init)
     if name.startswith("few-"):
-        return few(name.removeprefix("few-"), data, above, out, unlabelled)
+        return few(name.removeprefix("few-"), data, above, out, given.counts)
     if name in ("sick", "stsb"):
         return pairs(name, data, above, out, init)
     train, test = load(name, data)
@@ -149,49 +161,49 @@ def run(name: str, data: Path, above: dict[str, Any], out: str, init: str | None
     return {"data": name, "train": len(train), **figures, "linear": plain, "seconds": round(seconds)}
 
 
-def few(name: str, data: Path, above: dict[str, Any], out: str, unlabelled: str | None) -> dict[str, Any]:
-    """Test accuracy with 100, 1,000 and all labels: alone, with embeddings from the other texts (and a file), and with the VAE.
+def few(name: str, data: Path, above: dict[str, Any], out: str, counts: Sequence[int]) -> dict[str, Any]:
+    """Accuracy with so many labels: alone, with the other texts unlabelled, and (latent_size) with the VAE on them, too.
 
-    100 labels are drawn three times; a fifth of the labels validates.
+    A thousand examples, by a hash, are kept to measure on; from what is left the labels are drawn up to five times, no example
+    twice. A fifth of the labels validates.
     """
-    train, test = load(name, data)
-    train = sorted(train, key=lambda row: zlib.crc32(row[0].encode()))
+    rows = sorted(dict(unlabelled(name, data)).items(), key=lambda row: zlib.crc32(row[0].encode()))
+    test, train = rows[:1000], rows[1000:9000]
     figures: dict[str, Any] = {"data": f"few-{name}"}
-    for count, draws in ((100, 3), (1000, 1), (len(train), 1)):
+    kinds = ("alone", "unlabelled", *(["vae"] if "latent_size" in above.get("task", {}).get("model", {}) else []))
+    for count in counts:
         found: dict[str, list[float]] = {"alone": [], "unlabelled": [], "vae": [], "linear": []}
-        for draw in range(draws):
-            some = train[draw * count : (draw + 1) * count]
-            folder = Path(out) / f"{count}-{draw}"
-            folder.mkdir()
-            lines = [row[0] for row in train] + (readers.read_lines(unlabelled) if unlabelled else [])
-            (folder / "more.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            usual = {100: 150, 1000: 400}.get(count, 1200)
-            for kind in ("alone", "unlabelled", "vae"):
-                rest = [(row[0], "?") for row in train if row not in some] if kind == "vae" else []
-                if kind == "vae" and (not rest or count > 1000):
-                    continue
-                more: dict[str, Any] = {} if kind == "alone" else {"unlabelled": [str(folder / "more.txt")]}
-                steps = 2 * usual if kind == "vae" else usual
-                vae = {"latent_size": 16} if kind == "vae" else {}
-                settings = merge(
-                    {
-                        "task": {
-                            "label_smoothing": 0.1,
-                            "min_count": 1,
-                            "model": {"dropout": 0.5, "bag_scale": 5.0, **vae},
-                            **more,
-                        },
-                        "train": {"batch_tokens": 500, "max_steps": steps, "ema_decay": 0.98, "warmup_steps": 20}
-                        | {"valid_every_steps": max(25, steps // 10), "patience": 0},
-                    },
-                    above,
-                )
-                (folder / kind).mkdir()
-                found[kind].append(float(ours(some, test, settings, str(folder / kind), None, 0.2, rest)[1]["accuracy"]))
-            found["linear"].append(linear(some, test))
-        figures[str(count)] = {kind: round(float(np.mean(values)), 2) for kind, values in found.items()}
+        for draw in range(min(5, len(train) // count)):
+            part = range(draw * count, (draw + 1) * count)
+            some, rest = train[part.start : part.stop], [(text, "?") for k, (text, _) in enumerate(train) if k not in part]
+            for kind in kinds:
+                folder = Path(out) / f"{count}-{draw}-{kind}"
+                folder.mkdir()
+                settings = merge(FEW, RECIPES.get(name, {}))
+                settings = merge(settings, above if kind == "vae" else {})
+                texts = [] if kind == "alone" else rest
+                found[kind].append(float(ours(some, test, settings, str(folder), None, 0.2, texts)[1]["accuracy"]))
+            found["linear"].append(linear(some, test, name == "chnsenticorp"))
+        figures[str(count)] = {kind: round(float(np.mean(values)), 2) for kind, values in found.items() if values}
         print(count, found, flush=True)
     return figures
+
+
+def unlabelled(name: str, data: Path) -> Rows:
+    """The training rows of a set for few labels: also `subj`, `rt` (Pang and Lee) and `snips`."""
+    if name == "trec":
+        return trec(data)
+    if name in ("subj", "rt"):
+        lines = _lines(data / "cv" / {"subj": "subj.all", "rt": "rt-polarity.all"}[name])
+        return [(text, ("no", "yes")[int(label)]) for label, text in (line.split(" ", 1) for line in lines)]
+    if name == "snips":
+        rows = []
+        for path in sorted((data / "snips").glob("train_*_full.json")):
+            intent = path.name.split("_")[1]
+            stored = json.loads(path.read_text(encoding="latin-1"))[intent]
+            rows += [("".join(part["text"] for part in question["data"]), intent) for question in stored]
+        return rows
+    return load(name, data)[0]
 
 
 def goemotions(data: Path, above: dict[str, Any], out: str, init: str | None) -> dict[str, Any]:
@@ -265,7 +277,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--init", help="a model folder whose reading of texts training begins with")
-    parser.add_argument("--unlabelled", help="for few-: a file of more text, a line each")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="for few-: how many labels")
+    parser.add_argument("--folds", type=int, nargs="+", default=range(10), help="for trec-folds: which of the ten")
     parser.add_argument("--out", help="keep the models here")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     given = parser.parse_args()
@@ -274,7 +287,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = given.out or folder
             Path(out).mkdir(parents=True, exist_ok=True)
-            figures = run(name, given.data, settings_tables(tuple(given.set)), out, given.init, given.unlabelled)
+            figures = run(name, settings_tables(tuple(given.set)), out, given)
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}), flush=True)
 
 

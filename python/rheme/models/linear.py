@@ -115,7 +115,7 @@ def fit_naive_bayes(bags: Sequence[Bag], targets: Array, features: int, rounds: 
     """
     posterior = (np.asarray(targets) > 0).astype(np.float32)
     latent = np.flatnonzero(~posterior.any(axis=1))
-    some = [bags[text] for text in latent]
+    some = [bags[text] for text in latent.tolist()]
     weights = np.zeros((features, posterior.shape[1]), np.float32)
     for number in range(rounds + 1):
         counts = ops.zeros(weights.shape)

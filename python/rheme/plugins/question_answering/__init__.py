@@ -102,7 +102,7 @@ class QuestionAnswering(Task):
     @classmethod
     def samples(cls) -> list[QuestionExample]:
         """Who keeps what where: two questions a context."""
-        found = []
+        found: list[QuestionExample] = []
         for number, who in enumerate(("Anna", "Boris", "Chen", "Dana", "Emil", "Farid")):
             for what, where in (("a boat", "the harbour"), ("two goats", "a small barn"), ("old maps", "the attic")):
                 context = f"{who} keeps {what} in {where}. Nobody else has been there for {number + 2} years."
