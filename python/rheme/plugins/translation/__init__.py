@@ -23,6 +23,7 @@ from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.parts import Cutter, Part
+from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
 from rheme.text import batches, language, readers
 from rheme.text.sentences import from_sentence, is_sentence
@@ -37,7 +38,6 @@ Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, sou
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
-_SURE = 3.0  # nats by which another language must be likelier than the one expected: one word of a sentence at most
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 
@@ -277,7 +277,7 @@ class Translation(Task):
                 last = step == len(path)
                 plain = settings if last else msgspec.structs.replace(settings, forbid=(), require=(), prefix="")
                 results = self._for(source, target)._translate(texts, target, plain, glossary if last else None)
-                found = [_both(old, new) for old, new in zip(found, results, strict=True)] if step > 2 else results
+                found = [both(old, new) for old, new in zip(found, results, strict=True)] if step > 2 else results
                 texts = [result.text for result in found]
             for row, result in zip(numbers, found, strict=True):
                 answers[row] = result
@@ -290,35 +290,20 @@ class Translation(Task):
         """
         if not self._bundled or to is None:
             return self.direction(to, from_)
-        pairs, profiles = self._index
         if from_ is None:
-            sources = {code: grams for code, grams in profiles.items() if code == to or _path(pairs, code, to)}
             own = [source for source, target in map(self._codes, self._pairs()) if target == to]
-            expected = own[0] if own and sum(target == to for _, target in pairs) == 1 else ""
-            from_ = language.Languages(sources).detect(text, expected, _SURE) or (own[0] if own else to)
-        if from_ == to:
-            return (to,)
-        path = _path(pairs, from_, to)
-        if path is None:
-            names = ", ".join(f"{source} to {target}" for source, target in sorted(pairs))
-            raise InputError(f"no bundled model translates from {from_} to {to}; there are: {names}")
-        return path
+            from_ = self._routes.detect(text, to, own[0] if own else "")
+        return self._routes.find(from_, to)
 
     @cached_property
-    def _index(self) -> tuple[dict[tuple[str, str], Path], dict[str, str]]:
-        """The bundled models by (source, target), and the profiles of their languages."""
-        headers = ((path, storage.read_config(path)) for path in tasks.bundled().values())
-        configs = [(path, header["config"]) for path, header in headers if header.get("task") == self.name]
-        profiles: dict[str, str] = {}
-        for _, config in configs:
-            profiles = config.get("profiles", {}) | profiles
-        return {pair: path for path, config in reversed(configs) for pair in _directions(config)}, profiles
+    def _routes(self) -> Routes:
+        return Routes.bundled(self.name)
 
     def _for(self, source: str, target: str) -> "Translation":
         """The task that translates from one language into another: this one, or another bundled one."""
         if (source, target) in map(self._codes, self._pairs()):
             return self
-        path = self._index[0][source, target]
+        path = self._routes.pairs[source, target]
         if path not in self._others:
             loaded = tasks.load(self.name, path, precision=self._precision)
             assert isinstance(loaded, Translation)
@@ -508,24 +493,3 @@ def _stand_ins(examples: Sequence[tuple[str, str]]) -> list[str]:
     often = max(60, len(examples) // 5000)
     same = [name for name, n in counts[2].items() if n >= often and n > 0.95 * max(counts[0][name], counts[1][name])]
     return sorted(same, key=lambda name: (-counts[2][name], name))[:8]
-
-
-def _both(first: Result, second: Result) -> Result:
-    """The second of two translations of which one went into the other."""
-    noticed = tuple(dict.fromkeys((*first.warnings, *second.warnings)))
-    return replace(second, score=first.score * second.score, warnings=noticed)
-
-
-def _directions(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The (source, target) codes of a stored config."""
-    first, second = config["languages"]
-    each = {"forward": [(first, second)], "backward": [(second, first)]}
-    return each.get(config.get("directions", "both"), [(first, second), (second, first)])
-
-
-def _path(pairs: Mapping[tuple[str, str], Path], source: str, target: str) -> tuple[str, ...] | None:
-    """The languages from source to target that models pair, at most one between them."""
-    if (source, target) in pairs:
-        return source, target
-    through = sorted({b for a, b in pairs if a == source} & {a for a, b in pairs if b == target})
-    return (source, through[0], target) if through else None
