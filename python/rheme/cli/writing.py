@@ -196,8 +196,14 @@ def generate_command(
     threads: int | None,
 ) -> None:
     """Write new sentences."""
-    options = chosen(settings, num_beams=num_beams, max_new_tokens=max_new_tokens, temperature=temperature)
-    options |= {name: list(texts) for name, texts in (("forbid", forbid), ("require", require)) if texts}
+    options = chosen(
+        settings,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        forbid=list(forbid) or None,
+        require=list(require) or None,
+    )
     task = open_task("generation", model, threads, device)
     results = task.generate(count, seed=seed, prompt=prompt, like=like, **options)
     for result in results:
