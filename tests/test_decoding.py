@@ -224,6 +224,23 @@ def test_no_repeat_ngram_size() -> None:
     assert found.ids == [5, 6, 5, 6, 5, 6]
 
 
+def test_min_new_tokens() -> None:
+    model = Toy(9, seed=5)
+    for options in ({}, {"num_beams": 3}, {"do_sample": True}):
+        free = run(model, model.start(*range(12)), 12, max_new_tokens=12, **options)
+        held = run(model, model.start(*range(12)), 12, max_new_tokens=12, min_new_tokens=6, **options)
+        assert min(len(row[0].ids) for row in free) < 6
+        assert all(len(row[0].ids) >= 6 or row[0].repeating for row in held)
+        for before, after in zip(free, held, strict=True):
+            assert before == after or len(before[0].ids) < 6 or options  # greedy
+    # where nothing but the end may be written, it is
+    alone = Constraints(forbid=[index for index in range(9) if index != EOS])
+    [[found]] = run(model, model.start(0), 1, constraints=alone, max_new_tokens=12, min_new_tokens=6)
+    assert (found.ids, found.finished) == ([], True)
+    with pytest.raises(InputError, match="more than max_new_tokens"):
+        GenerationOptions(max_new_tokens=3, min_new_tokens=4)
+
+
 def test_repetition_penalty_is_that_of_transformers() -> None:
     model = Stuck(9)
     # 5, 6; then 5 has 6.0 / 2 = 3 and 7 has 4: 7; then 5 (3.0) again

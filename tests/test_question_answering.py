@@ -407,6 +407,10 @@ def test_pipeline_has_transformers_shapes(model: Path) -> None:
     assert answer(question=["Where does Ida live?"], context=context) == [one]
     assert [len(records) for records in answer([asked], top_k=3)] == [3]
     assert answer(asked, top_k=3)[0] == one
+    assert answer("Where does Ida live?", context) == one
+    assert answer(asked, doc_stride=128, max_seq_len=384, padding="longest") == one
+    with pytest.raises(InputError, match="did you mean 'top_k'"):
+        answer(asked, topk=2)
     with pytest.raises(InputError, match="question="):
         answer(question="Who?")
 

@@ -342,6 +342,10 @@ def test_pipeline(taught: Path, unseen: list[tuple[str, str]]) -> None:
     run = rheme.pipeline("summarization", taught)
     found = run([unseen[0][0], unseen[1][0]], max_words=3)
     assert [list(row) for row in found] == [["summary_text"], ["summary_text"]]
+    [short] = run(unseen[0][0], max_length=3, do_sample=False, truncation=True, clean_up_tokenization_spaces=True)
+    [usual] = run(unseen[0][0])
+    [long] = run(unseen[0][0], max_length=40, min_length=40)
+    assert len(short["summary_text"]) < len(usual["summary_text"]) < len(long["summary_text"])
 
 
 def test_command(

@@ -92,7 +92,7 @@ def _single_paths(
     for step in range(max(limits)):
         logits, state = model.step(ids, state)
         scores = ops.log_softmax(logits)
-        guard(logits, [paths[p] for p in rows], options, constraints)
+        guard(logits, [paths[p] for p in rows], options, constraints, eos)
         ids = ops.to_host(ops.sample(logits, bits[rows, step], temperature, options.top_k, options.top_p, options.min_p))
         prefixed = [None if p in done else paths[p].forced(constraints) for p in rows]
         for row, forced in enumerate(prefixed):

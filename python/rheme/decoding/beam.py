@@ -43,7 +43,7 @@ def beam_search(
             _cover(paths, getattr(state, "attention", None))
         scores = ops.log_softmax(logits)
         forced = [_forced(path, scores[row], constraints, limits[path.source]) for row, path in enumerate(paths)]
-        guard(scores, paths, options, constraints)
+        guard(scores, paths, options, constraints, eos)
         for row, path in enumerate(paths):
             if path.progress is not None:
                 if path.progress.closing and constraints.joins is not None:

@@ -15,6 +15,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     """How to write a text; the names are Hugging Face's.
 
     num_beams 1 is greedy, or sampling with do_sample. temperature, top_k (0: all), top_p and min_p shape what is sampled from.
+    min_new_tokens: no end before so many pieces, as long as anything else may be written.
     repetition_penalty (Keskar et al. 2019) lowers pieces that were already written, no_repeat_ngram_size n forbids a piece that
     would complete n pieces a second time. length_penalty p: beams are ranked by score / length**p. coverage_penalty b (Wu et
     al. 2016), of models that attend to a source: finished texts of a beam search gain b * sum over the source of
@@ -27,6 +28,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     max_new_tokens: int = 128
+    min_new_tokens: int = 0
     num_beams: int = 1
     num_return_sequences: int = 1
     do_sample: bool = False
@@ -49,6 +51,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     def __post_init__(self) -> None:
         least = {
             "max_new_tokens": 1,
+            "min_new_tokens": 0,
             "num_beams": 1,
             "num_return_sequences": 1,
             "top_k": 0,
@@ -72,6 +75,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
         for name in ("forbid", "require"):
             if not all(text.strip() for text in getattr(self, name)):
                 raise InputError(f"{name}: an empty text")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(f"min_new_tokens = {self.min_new_tokens}: more than max_new_tokens = {self.max_new_tokens}")
         if self.do_sample and self.num_beams > 1:
             raise InputError("do_sample and num_beams > 1 exclude each other: give one of them")
         if not self.do_sample and self.num_return_sequences > self.num_beams:

@@ -121,7 +121,7 @@ def coverage(covered: Array, kind: str = "all") -> float:
     return float(ops.sum(ops.log(np.clip(covered, _NEVER_READ, 1))))
 
 
-def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, constraints: Constraints) -> None:
+def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, constraints: Constraints, eos: int) -> None:
     """Lower or forbid (-inf) entries of scores F (B, V), in place, for what each row has written."""
     if options.repetition_penalty != 1.0:
         for row, path in enumerate(paths):
@@ -144,3 +144,9 @@ def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, cons
     if constraints.phrases is not None:
         for row, path in enumerate(paths):
             scores[row, constraints.phrases.banned(path.ids, path.bound)] = -np.inf
+    for row, path in enumerate(paths):
+        if len(path.ids) < options.min_new_tokens:
+            end = float(scores[row, eos])
+            scores[row, eos] = -np.inf
+            if not (scores[row] > -np.inf).any():
+                scores[row, eos] = end  # nothing else may be written

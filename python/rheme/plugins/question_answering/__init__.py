@@ -33,6 +33,7 @@ _MAX_RIGHT = 8  # places of an answer that training takes for right
 _BATCH_WORDS, _BATCH_QUESTIONS = 1024, 8  # of one batch of answering: padded words of windows; questions of one window
 _CANDIDATES = 24  # spans of each window that alternatives are picked from
 _LOW = 0.2  # a score below it is told as low_confidence
+_UNUSED = ("doc_stride", "max_seq_len", "max_question_len", "padding", "align_to_words")  # of transformers' pipeline
 _NEGATIVE_STREAM = 1 << 42  # Philox stream of the choice of passages without the answer
 
 
@@ -357,18 +358,27 @@ class QuestionAnswering(Task):
     def pipe(  # type: ignore[override]  # keywords of its own
         self,
         inputs: Any = None,
+        context: Any = None,
         *,
         question: Any = None,
-        context: Any = None,
         top_k: int = 1,
         handle_impossible_answer: bool = False,
         max_answer_len: int | None = None,
+        **others: Any,
     ) -> Any:
         """As transformers' pipeline: ``{"score", "start", "end", "answer"}`` of a question; a list of them for several.
 
-        inputs: ``{"question": ..., "context": ...}`` or a list of such; or question and context by keyword, texts or lists.
-        top_k: above 1, a list for each question. handle_impossible_answer: may give the empty answer. max_answer_len: in words.
+        inputs: ``{"question": ..., "context": ...}`` or a list of such; or question and context, by keyword or in this order,
+        texts or lists. top_k: above 1, a list for each question. handle_impossible_answer: may give the empty answer.
+        max_answer_len: in words. doc_stride, max_seq_len, max_question_len, padding and align_to_words change nothing: a text
+        of any length is read whole.
         """
+        for name in others:
+            if name not in _UNUSED:
+                known = ("question", "context", "top_k", "handle_impossible_answer", "max_answer_len", *_UNUSED)
+                raise InputError(f"unknown option {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+        if context is not None and question is None:
+            question, inputs = inputs, None
         if inputs is None:
             if question is None or context is None:
                 raise InputError("give question= and context=")

@@ -270,6 +270,24 @@ class Summarization(Task):
     def _finish(self, text: str) -> str:
         return capitalize(text) if self.config.capitalized else text
 
+    def pipe(
+        self,
+        inputs: Any,
+        *,
+        max_length: int | None = None,
+        min_length: int | None = None,
+        truncation: Any = None,
+        clean_up_tokenization_spaces: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As transformers' pipeline: ``[{"summary_text": ...}]``, for one text or a list of them.
+
+        max_length, min_length: of a summary, in pieces (our names for them: max_new_tokens, min_new_tokens). truncation
+        and clean_up_tokenization_spaces change nothing: of a long text the sentences that say most are read.
+        """
+        lengths = {"max_new_tokens": max_length, "min_new_tokens": min_length}
+        return super().pipe(inputs, **{name: value for name, value in lengths.items() if value is not None} | options)
+
     # Measuring -------------------------------------------------------------------------------------------------------------
 
     def evaluate(
