@@ -75,9 +75,9 @@ def test_rare_names_and_numbers_survive(summarize: Any) -> None:
     numbers = sum(key in text for text, (_, key) in zip(found, rows, strict=True) if key.isdigit())
     invented = [text for text, (document, _) in zip(found, rows, strict=True) if any(w not in document for w in rare(text))]
     print(f"names {names} of 100, numbers {numbers} of 100, with an invented name or number {len(invented)} of 200")
-    # measured: 100, 98 and 0
+    # measured: 100, 99 and 0
     assert names >= 97
-    assert numbers >= 95
+    assert numbers >= 97
     assert not invented
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -410,8 +411,8 @@ def test_every_number_is_one_of_those_given(summarize: Any, num_beams: int) -> N
     tokenizer = summarize.tokenizer
     digits = Digits(tokenizer.surfaces)
     eos = tokenizer.eos_id
-    model = FaithfulNumbers(Scribbler(len(tokenizer), digits.all, eos), digits)
-    given = [{"2017", "20", "3"}, {"441"}, set()] * 4
+    model = FaithfulNumbers(Scribbler(len(tokenizer), [*digits.all, *digits.joined["."], *digits.joined[","]], eos), digits)
+    given = [{"2017", "20", "3"}, {"441"}, set(), {"2.55", "1,000"}] * 4
     options = GenerationOptions(num_beams=num_beams, max_new_tokens=30)
     written = set()
     for _ in range(5):
@@ -419,16 +420,18 @@ def test_every_number_is_one_of_those_given(summarize: Any, num_beams: int) -> N
         found = generate(model, state, len(given), options, tokenizer.bos_id, eos, Constraints(forbid=tokenizer.unwritable))
         for numbers, (best, *_) in zip(given, found, strict=True):
             if best.finished:
-                runs = numbers_of("".join(tokenizer.surfaces[i].decode("utf-8", "replace") for i in best.ids))
-                assert runs <= numbers
-                written |= runs
-    assert {"441"} < written
+                text = "".join(tokenizer.surfaces[i].decode("utf-8", "replace") for i in best.ids)
+                runs = re.findall(r"[0-9]+(?:[.,][0-9]+)*", text)
+                assert numbers_of(text) == set(runs) <= numbers
+                assert len(runs) == len(set(runs))
+                written |= set(runs)
+    assert {"441", "2.55"} < written
 
 
 def test_digits_of_a_tokenizer(summarize: Any) -> None:
-    digits = Digits([b"", b" 1", b"1", b"12", b" x", b"2", "٣".encode(), b" "])
-    assert digits.all == [1, 2, 5]
-    assert (digits.spaced, digits.joined) == ({"1": [1]}, {"1": [2], "2": [5]})
+    digits = Digits([b"", b" 1", b"1", b"12", b" x", b"2", "٣".encode(), b" ", b".", b" ."])
+    assert (digits.all, digits.repeatable) == ([1, 2, 5], {1, 2, 5, 8})
+    assert (digits.spaced, digits.joined) == ({"1": [1]}, {"1": [2], "2": [5], ".": [8]})
     found = Digits(summarize.tokenizer.surfaces)
-    assert set(found.joined) | set(found.spaced) == set("0123456789")  # where the text had none, as bytes
-    assert numbers_of("In 2017, 3,450 of H2O") == {"2017", "3", "450", "2"}
+    assert set(found.joined) | set(found.spaced) == set("0123456789.,")  # where the text had none, as bytes
+    assert numbers_of("In 2017, 3,450 of H2O; 1.5. Or 1867.1903,") == {"2017", "3,450", "2", "1.5", "1867.1903"}

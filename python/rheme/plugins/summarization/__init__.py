@@ -183,7 +183,7 @@ class Summarization(Task):
             return [self._extracted(text, extract, max_words, settings) for text in inputs]
         documents = [self._document(text, settings) for text in inputs]
         constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self._unwritable)
-        constraints = replace(constraints, repeatable=frozenset(self._digits.all))  # or 2020 could not be written
+        constraints = replace(constraints, repeatable=self._digits.repeatable)
         limit = None if max_words is None else WordLimit(max_words, settings.forbid, self.tokenizer)
         faithful = FaithfulNumbers(self.model, self._digits)
         wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))

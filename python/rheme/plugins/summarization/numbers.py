@@ -1,7 +1,8 @@
 """Numbers that hold: a summary writes no number that its document lacks.
 
 The tokenizer writes a number digit by digit, so that a model may lose its place in one, and a wrong figure is worse than none.
-Here every run of digits must be one of the document's: each digit has to go on with one of them, and none may end halfway.
+Here every number must be one of the document's: each digit has to go on with one of them, and none may end halfway. A point or
+a comma between two digits belongs to the number. A text has each number once.
 """
 
 import re
@@ -17,34 +18,39 @@ from rheme.decoding import Model
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
-_RUN = re.compile(r"[0-9]+")
+_POINTS = ".,"
+_NUMBER = re.compile(rf"[0-9]+(?:[{_POINTS}][0-9]+)*")
 
 
 def numbers_of(text: str) -> set[str]:
-    """The runs of digits in a text (as the tokenizer normalises it)."""
-    return set(_RUN.findall(text))
+    """The numbers in a text (as the tokenizer normalises it), such as 7, 2.5 and 10,000."""
+    return set(_NUMBER.findall(text))
 
 
 class Digits:
-    """The pieces that write a digit: spaced, after a space, and joined, directly after what stands before it."""
+    """The pieces that write a digit, or a point or comma that may stand in a number.
+
+    spaced: those after a space; joined: those directly after what stands before them. all: the digits. repeatable: both.
+    """
 
     def __init__(self, surfaces: Sequence[bytes]) -> None:
-        self.written: list[str] = []  # by piece: what it writes, where that is a digit, else ""
+        self.written: list[str] = []  # by piece: what it writes, where that is one of these, else ""
         self.joined: dict[str, list[int]] = {}
         self.spaced: dict[str, list[int]] = {}
         for index, surface in enumerate(surfaces):
             digit = surface.strip().decode("ascii", "replace")
-            if not (len(digit) == 1 and digit in "0123456789" and len(surface) <= 2):
+            if not (len(digit) == 1 and digit in "0123456789" and len(surface) <= 2) and surface not in (b".", b","):
                 self.written.append("")
                 continue
             self.written.append(surface.decode("ascii"))
             (self.spaced if surface[:1] == b" " else self.joined).setdefault(digit, []).append(index)
-        self.all = [index for index, text in enumerate(self.written) if text]
+        self.all = [index for index, text in enumerate(self.written) if text and text not in _POINTS]
+        self.repeatable = frozenset(index for index, text in enumerate(self.written) if text)  # 2020 and 1.1.1 are numbers
 
 
 @dataclass(frozen=True)
 class _State:
-    """The model's state, and by row: the number that is being written, and those that may be."""
+    """The model's state, and by row: the number that is being written, and those that may be yet."""
 
     inner: Any
     runs: list[str]
@@ -73,18 +79,29 @@ class FaithfulNumbers:
     def step(self, ids: Ids, state: _State) -> tuple[Array, _State]:
         """As the model's step; what would write another number is impossible (-inf)."""
         logits, inner = self._model.step(ids, state.inner)
-        runs = []
-        for index, run in zip(ids.tolist(), state.runs, strict=True):
-            text = self._digits.written[index]
-            runs.append(text.strip() if text[:1] == " " else run + text if text else "")
-        for row, (run, numbers) in enumerate(zip(runs, state.numbers, strict=True)):
+        texts = [self._digits.written[index] for index in ids.tolist()]
+        runs = [self._run(run, text) for run, text in zip(state.runs, texts, strict=True)]
+        left = [  # a number that is written to its end is not written again
+            set(numbers) - {before.rstrip(_POINTS)} if before and (not run or text[:1] == " ") else numbers
+            for numbers, before, run, text in zip(state.numbers, state.runs, runs, texts, strict=True)
+        ]
+        for row, (run, numbers) in enumerate(zip(runs, left, strict=True)):
             first = {number[0] for number in numbers}
             following = {number[len(run)] for number in numbers if len(number) > len(run) and number.startswith(run)}
             joined = [index for digit in (following if run else first) for index in self._digits.joined.get(digit, [])]
-            whole = not run or run in numbers
+            whole = not run or run.rstrip(_POINTS) in numbers
             spaced = [index for digit in first for index in self._digits.spaced.get(digit, [])] if whole else []
             allowed = joined + spaced
             kept = logits[row, allowed]
             logits[row, self._digits.all if whole else slice(None)] = -np.inf
             logits[row, allowed] = kept
-        return logits, _State(inner, runs, state.numbers)
+        return logits, _State(inner, runs, left)
+
+    @staticmethod
+    def _run(run: str, text: str) -> str:
+        """The number that is being written, after a piece that wrote `text`."""
+        if text[:1] == " ":
+            return text[1:]
+        if text and text in _POINTS:
+            return run + text if run and run[-1] not in _POINTS else ""
+        return run + text if text else ""
