@@ -355,7 +355,7 @@ class QuestionAnswering(Task):
             return Result("", 1.0 - answerable, alternatives=tuple(results), extra=nothing)
         return replace(results[0], alternatives=tuple(results[1:]))
 
-    def pipe(  # type: ignore[override]  # keywords of its own
+    def pipe(
         self,
         inputs: Any = None,
         context: Any = None,
