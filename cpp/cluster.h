@@ -39,6 +39,10 @@ RHEME_FN void cluster_store(float* here, uint32_t rank, float a, float b) {
   asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(in_cluster(here, rank)), "f"(a), "f"(b) : "memory");
 }
 
+RHEME_FN void cluster_store(uint64_t* here, uint32_t rank, uint64_t x) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(in_cluster(here, rank)), "l"(x) : "memory");
+}
+
 // A flag between blocks anywhere: who reads what store_release wrote sees what was stored before it, by its block behind a
 // barrier too.
 RHEME_FN uint32_t load_acquire(const uint32_t* flag) {

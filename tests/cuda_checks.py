@@ -152,7 +152,9 @@ def random_numbers_equal_the_cpu() -> None:
                     np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-14)
 
 
-def sampling_cases(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+def sampling_cases(
+    rng: np.random.Generator, sizes: tuple[int, ...] = (1, 2, 31, 33, 300, 5000)
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
     every = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     options = (
         {},
@@ -165,7 +167,7 @@ def sampling_cases(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, 
         {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.01},
         {"top_k": 3, "top_p": 0.999999},
     )
-    for v in (1, 2, 31, 33, 300, 5000):
+    for v in sizes:
         logits = rng.normal(size=(4, v)) * 3
         logits[1] = np.round(logits[1])  # ties
         logits[2, ::3] = -np.inf
@@ -181,9 +183,12 @@ def sampling_cases(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, 
         yield f"strange {chosen}", strange, every | chosen
 
 
-def sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator) -> None:
-    for what, logits, options in sampling_cases(rng):
-        logits = cast(logits, dtype)
+def sampler_draws_what_the_cpu_draws(
+    dtype: str, rng: np.random.Generator, rows: int = 6, sizes: tuple[int, ...] = (1, 2, 31, 33, 300, 5000)
+) -> None:
+    """rows: at most so many of the rows of each case, taking turns."""
+    for number, (what, logits, options) in enumerate(sampling_cases(rng, sizes)):
+        logits = cast(np.roll(logits, number, axis=0)[:rows], dtype)
         for bits in (
             rng.integers(0, 2**64, len(logits), np.uint64),
             np.zeros(len(logits), np.uint64),

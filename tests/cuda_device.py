@@ -18,9 +18,9 @@ def _forget() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
         del sys.modules[name]
     from rheme import nn, ops
-    from rheme._cuda import calibration, device, persistent
+    from rheme._cuda import calibration, device, persistent, rows
 
-    for module in (device, calibration, persistent, ops, nn):
+    for module in (device, calibration, persistent, rows, ops, nn):
         for value in vars(module).values():
             if callable(getattr(value, "cache_clear", None)):
                 value.cache_clear()

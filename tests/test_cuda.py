@@ -106,6 +106,60 @@ def test_sampler_where_a_row_does_not_fit_in_shared_memory(rng: np.random.Genera
         checks.op_equals_reference("top_k", "float32", rng)
 
 
+@pytest.mark.parametrize("order", ["0", "1"])
+def test_sampler_of_clusters_draws_what_the_cpu_draws(
+    order: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rheme._cuda import rows
+
+    monkeypatch.setenv("RHEME_CUDA_SAMPLER", "cluster")
+    monkeypatch.setattr(rows, "_TEAM_THREADS", 32)  # of 512: they take turns on one processor
+    with emulated(ORDER=order) as cupy:
+        checks.sampler_draws_what_the_cpu_draws("float32", rng, rows=2, sizes=(2, 33, 300))
+        assert cupy.counts["launch sample"] > 30
+    with emulated(SHARED=str(41 << 10)):  # its part of a row does not fit
+        checks.sampler_draws_what_the_cpu_draws("float64", rng, rows=1, sizes=(300,))
+
+
+def test_sampler_of_clusters_reads_a_large_vocabulary_once(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """131,072 ids, peaked as a language model's, with ties: eight blocks hold the row, and draw what the CPU draws."""
+    from rheme import _core
+    from rheme._cuda.rows import _sampling_room
+
+    monkeypatch.setenv("RHEME_CUDA_SAMPLER", "cluster")
+    logits = np.round(rng.normal(size=(1, 131072)) * 3, 2).astype(np.float32)
+    given = {"temperature": 0.8, "top_k": 1000, "top_p": 0.9, "min_p": 0.001}
+    with emulated():
+        assert _sampling_room(131072, 4, 8) == (41216 + 65536, 1)
+        assert _sampling_room(131072, 4, 1)[1] == 0
+        bits = rng.integers(0, 2**64, 1, np.uint64)
+        got = checks.DEVICE.sample(logits=logits, bits=bits, **given)
+        np.testing.assert_array_equal(got, _core.sample(logits=logits, bits=bits, **given))
+
+
+def test_which_sampler_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rheme._cuda import calibration
+    from rheme._cuda.rows import _by_clusters
+
+    monkeypatch.setenv("RHEME_CUDA_TABLE", str(tmp_path / "table.json"))
+    with emulated():
+        assert not _by_clusters(10**6, "float32"), "nothing has been measured"
+    calibration.write(tmp_path / "table.json", "emulated device", {}, 50_000)
+    with emulated():
+        assert _by_clusters(50_000, "float32")
+        assert not _by_clusters(49_999, "float32")
+    for settings in ({"CLUSTERS": "0"}, {"CAPABILITY": "80"}):
+        with emulated(**settings):
+            assert not _by_clusters(50_000, "float32")
+        monkeypatch.setenv("RHEME_CUDA_SAMPLER", "cluster")
+        with emulated(**settings), pytest.raises(RhemeError, match="has no room for a cluster of 8 blocks"):
+            _by_clusters(50_000, "float32")
+        monkeypatch.delenv("RHEME_CUDA_SAMPLER")
+    monkeypatch.setenv("RHEME_CUDA_SAMPLER", "fast")
+    with emulated(), pytest.raises(RhemeError, match="give block or cluster"):
+        _by_clusters(1, "float32")
+
+
 def test_quantized_has_the_bits_of_the_cpu(rng: np.random.Generator, cupy: Any) -> None:
     checks.quantized_has_the_bits_of_the_cpu(rng)
 
@@ -180,10 +234,13 @@ def test_persistent_lstm_is_chosen_by_the_table(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("RHEME_CUDA_TABLE", str(table))
     with emulated(MULTIPROCESSORS="132"):
         assert chosen(256, 10**6, "float32") is None, "nothing has been measured"
-        calibration.write(table, "another device", {256: 2})
-        calibration.write(table, "emulated device", {64: 3, 256: 9})
-        calibration.write(table, "emulated device", {256: 8, 512: 4})
-        assert calibration.read(table) == {"another device": {"256": 2}, "emulated device": {"256": 8, "512": 4}}
+        calibration.write(table, "another device", {256: 2}, 40)
+        calibration.write(table, "emulated device", {64: 3, 256: 9}, 40)
+        calibration.write(table, "emulated device", {256: 8, 512: 4}, None)
+        assert calibration.read(table) == {
+            "another device": {"lstm": {"256": 2}, "sample": 40},
+            "emulated device": {"lstm": {"256": 8, "512": 4}},
+        }
     with emulated(MULTIPROCESSORS="132"):
         assert chosen(256, 7, "float32") is None
         assert chosen(256, 8, "float32") == shape_of(256, "fp32")
@@ -202,7 +259,8 @@ def test_persistent_lstm_is_chosen_by_the_table(monkeypatch: pytest.MonkeyPatch,
     table.write_text(table.read_text().replace('"version": 1', '"version": 0'))
     with emulated(MULTIPROCESSORS="132"):
         assert chosen(256, 8, "float32") is None, "measured with other kernels"
-    for broken in ("{", "[]", '{"version": 1, "devices": {"a": {"x": 1}}}', '{"version": 1, "devices": {"a": {"64": 0}}}'):
+    tables = ('{"a": {"lstm": {"x": 1}}}', '{"a": {"lstm": {"64": 0}}}', '{"a": {"sample": "8"}}', '{"a": {"lstm": []}}', "{")
+    for broken in ("{", "[]", *(f'{{"version": 1, "devices": {devices}}}' for devices in tables)):
         table.write_text(broken)
         with emulated(), pytest.raises(RhemeError, match="not a table of --calibrate"):
             chosen(256, 8, "float32")

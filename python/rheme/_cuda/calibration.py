@@ -1,14 +1,16 @@
-"""Which LSTM is faster where, as measured on the device at hand by `benchmarks/peers/cuda.py --calibrate`.
+"""Which way is faster where, as measured on the device at hand by `benchmarks/peers/cuda.py --calibrate`.
 
-A JSON file beside CuPy's compiled kernels, or where RHEME_CUDA_TABLE says: {"version": 1, "devices": {NAME: {"256": 8, ...}}},
-by hidden size the least number of steps from which the persistent LSTM in fp32 is ahead of the plain one. A device that it does
-not name, and every device where there is no file, gets the plain one.
+A JSON file beside CuPy's compiled kernels, or where RHEME_CUDA_TABLE says: {"version": 1, "devices": {NAME: {"lstm": {"256": 8,
+...}, "sample": 65536}}}. lstm: by hidden size the least number of steps from which the persistent LSTM in fp32 is ahead of the
+plain one; sample: the least vocabulary from which a cluster of blocks for each row is ahead of one block. What is not named,
+and everything where there is no file, is done the plain way.
 """
 
 import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from rheme._cuda import device
 from rheme.errors import RhemeError
@@ -20,8 +22,15 @@ def path() -> Path:
     return Path(os.environ.get("RHEME_CUDA_TABLE") or device.cache() / "rheme-lstm.json")
 
 
-def read(file: Path) -> dict[str, dict[str, int]]:
-    """By device, by hidden size. Empty where there is no file, or one of another version; RhemeError where it is no table."""
+def _sound(table: Any) -> bool:
+    if not isinstance(table, dict) or not isinstance(table.get("lstm", {}), dict):
+        return False
+    numbers = [*table.get("lstm", {}).values(), table.get("sample", 1)]
+    return all(h.isdigit() for h in table.get("lstm", {})) and all(isinstance(n, int) and n > 0 for n in numbers)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The table of each device. Empty where there is no file, or one of another version; RhemeError where it is no table."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -29,21 +38,19 @@ def read(file: Path) -> dict[str, dict[str, int]]:
     except (OSError, ValueError) as error:
         raise RhemeError(f"{file}: not a table of --calibrate ({error}): measure again, or remove it") from None
     devices = content.get("devices") if isinstance(content, dict) else None
-    if not isinstance(devices, dict) or not all(
-        isinstance(table, dict) and all(h.isdigit() and isinstance(steps, int) and steps > 0 for h, steps in table.items())
-        for table in devices.values()
-    ):
+    if not isinstance(devices, dict) or not all(map(_sound, devices.values())):
         raise RhemeError(f"{file}: not a table of --calibrate: measure again, or remove it")
     return devices if content.get("version") == VERSION else {}
 
 
-def write(file: Path, name: str, table: dict[int, int]) -> None:
+def write(file: Path, name: str, lstm: dict[int, int], sample: int | None) -> None:
     """Put a device's figures into the file, beside those of others."""
     try:
         devices = read(file)
     except RhemeError:
         devices = {}
-    devices[name] = {str(hidden): steps for hidden, steps in sorted(table.items())}
+    table: dict[str, Any] = {"lstm": {str(hidden): steps for hidden, steps in sorted(lstm.items())}}
+    devices[name] = table | ({} if sample is None else {"sample": sample})
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
     fresh.write_text(json.dumps({"version": VERSION, "devices": devices}, indent=1) + "\n", encoding="utf-8")
@@ -51,14 +58,17 @@ def write(file: Path, name: str, table: dict[int, int]) -> None:
 
 
 @functools.cache
-def _table(file: Path, name: str) -> dict[str, int]:
+def _table(file: Path, name: str) -> dict[str, Any]:
     return read(file).get(name, {})
 
 
-def table() -> dict[str, int]:
-    """Of the device at hand."""
+def _own() -> dict[str, Any]:
     return _table(path(), device.device_name())
 
 
 def least_steps(hidden: int, otherwise: int) -> int:
-    return table().get(str(hidden), otherwise)
+    return int(_own().get("lstm", {}).get(str(hidden), otherwise))
+
+
+def least_vocabulary(otherwise: int) -> int:
+    return int(_own().get("sample", otherwise))

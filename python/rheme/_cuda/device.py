@@ -4,6 +4,7 @@ CuPy is imported when the first array of it appears, or is asked for; never befo
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -193,6 +194,33 @@ def launch(
     if shared > 48 << 10:
         function.max_dynamic_shared_size_bytes = shared
     function(blocks, (block,), given(arguments), shared_mem=shared)
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+def active_clusters(function: Any, blocks: int, threads: int, shared: int) -> int:
+    """How many clusters of a kernel compiled for clusters can run at once; 0 where the driver does not tell.
+
+    A small GPU, or one that is shared out, may have no room for a large one.
+    """
+    ask, pointer = getattr(cupy().cuda.driver, "occupancyMaxActiveClusters", None), function.kernel.ptr
+    if ask is not None:
+        return int(ask(pointer, blocks, threads, shared))
+    try:  # CuPy 14 does not hand it on
+        ask = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuOccupancyMaxActiveClusters
+    except (OSError, AttributeError):
+        return 0
+    config = _LaunchConfig((ctypes.c_uint * 3)(blocks, 1, 1), (ctypes.c_uint * 3)(threads, 1, 1), shared)
+    count = ctypes.c_int(0)
+    failed = ask(ctypes.byref(count), ctypes.c_void_p(pointer), ctypes.byref(config))
+    return 0 if failed else count.value
 
 
 def given(arguments: Sequence[Any]) -> tuple[Any, ...]:

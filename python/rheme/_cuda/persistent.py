@@ -11,13 +11,12 @@ one; a forced one that does not fit, or that the device has no room for, raises.
 for another block gives up after N looks, and the call raises.
 """
 
-import ctypes
 import functools
 import os
 from typing import Any, Literal, NamedTuple
 
 from rheme._cuda import calibration
-from rheme._cuda.device import Array, cupy, empty, explained, given, isa, kernel_of, num_threads, zeros
+from rheme._cuda.device import Array, active_clusters, cupy, empty, explained, given, isa, kernel_of, num_threads, zeros
 from rheme.errors import RhemeError
 
 _ROWS = 8  # of the batch: a group
@@ -134,36 +133,11 @@ def _sets(shape: Shape) -> int:
         with explained():
             function = _prepared(shape, name, shared)
             if shape.design == "cluster":
-                most.append(_active_clusters(function.kernel.ptr, shape, shared))
+                most.append(active_clusters(function, shape.blocks, shape.threads, shared))
             else:
                 ask = cupy().cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
                 most.append(int(ask(function.kernel.ptr, shape.threads, shared)) * num_threads() // shape.blocks)
     return min(most)
-
-
-class _LaunchConfig(ctypes.Structure):
-    """CUlaunchConfig."""
-
-    _fields_ = (
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint),
-    )  # fmt: skip
-
-
-def _active_clusters(function: Any, shape: Shape, shared: int) -> int:
-    """cuOccupancyMaxActiveClusters, which CuPy 14 does not hand on."""
-    ask = getattr(cupy().cuda.driver, "occupancyMaxActiveClusters", None)
-    if ask is not None:
-        return int(ask(function, shape.blocks, shape.threads, shared))
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        ask = driver.cuOccupancyMaxActiveClusters
-    except (OSError, AttributeError):
-        return 0
-    config = _LaunchConfig((ctypes.c_uint * 3)(shape.blocks, 1, 1), (ctypes.c_uint * 3)(shape.threads, 1, 1), shared)
-    count = ctypes.c_int(0)
-    failed = ask(ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
-    return 0 if failed else count.value
 
 
 def _launch(name: str, shape: Shape, shared: int, directions: int, batch: int, *arguments: Any) -> None:

@@ -1,17 +1,26 @@
 """Softmax and what stands on it: cross-entropy, sampling, the k largest; the Gaussian latent."""
 
+import functools
+import os
+from typing import Any
+
 import numpy as np
 
+from rheme._cuda import calibration
 from rheme._cuda.device import (
     THREADS,
     Array,
     Matrix,
+    active_clusters,
     check,
     column_sums,
     each,
     empty,
     fault,
     floating,
+    given,
+    isa,
+    kernel_of,
     launch,
     most_shared,
     product,
@@ -19,6 +28,7 @@ from rheme._cuda.device import (
     row_threads,
     zeros,
 )
+from rheme.errors import RhemeError
 
 
 def _rows(kernel: str, x: Array, *arguments: object) -> None:
@@ -215,21 +225,58 @@ def sample(*, logits: Array, bits: Array, temperature: float, top_k: int, top_p:
     least = kind(min_p)  # not below min_p
     if float(least) < min_p:
         least = np.nextafter(least, kind(2))
-    shared = _staged_bytes(v, logits.itemsize)
-    launch(
-        "sample", "sample", dtype, n, _sampling_threads(v),
-        v, logits, bits, float(temperature), int(top_k), float(top_p), float(least), int(shared > 0), ids, shared=shared,
-    )  # fmt: skip
+    if n == 0:
+        return ids
+    arguments = v, logits, bits, float(temperature), int(top_k), float(top_p), float(least)
+    if _by_clusters(v, dtype):
+        shared, staged = _sampling_room(v, logits.itemsize, _TEAM)
+        _sampler(dtype, shared)((n * _TEAM, 1), (_TEAM_THREADS,), given((*arguments, staged, ids)), shared_mem=shared)
+    else:
+        shared, staged = _sampling_room(v, logits.itemsize, 1)
+        launch("sample", "sample", dtype, n, _sampling_threads(v), *arguments, staged, ids, shared=shared)
     return ids
 
 
-def _staged_bytes(v: int, itemsize: int) -> int:
-    """Bytes of a row, if a block's shared memory can hold it beside 26 KB of the sampler's own; else 0."""
-    return v * itemsize if v * itemsize <= most_shared() - (26 << 10) else 0
+_TEAM, _TEAM_THREADS = 8, 512  # blocks of a cluster that takes a row, threads of each
+
+
+def _sampling_room(v: int, itemsize: int, blocks: int) -> tuple[int, int]:
+    """Bytes of shared memory of a block, and whether they hold its part of a row; the numbers of sample.cu."""
+    bins = 2048
+    room = 12 * bins + 256 + (8 * bins if blocks > 1 else 16)
+    stretch = 32 * -(-v // (32 * bins))
+    part = -(-v // (stretch * blocks)) * stretch * itemsize if blocks > 1 else v * itemsize
+    return (room + part, 1) if room + part <= most_shared() else (room, 0)
 
 
 def _sampling_threads(v: int) -> int:
     return 512 if v > 4096 else THREADS
+
+
+def _by_clusters(v: int, dtype: str) -> bool:
+    """Whether a cluster of blocks is to take a row: where the table says that it is faster, or as RHEME_CUDA_SAMPLER forces."""
+    wanted = os.environ.get("RHEME_CUDA_SAMPLER", "")
+    if wanted not in ("", "block", "cluster"):
+        raise RhemeError(f"RHEME_CUDA_SAMPLER={wanted}: give block or cluster")
+    if wanted == "block" or (wanted == "" and v < calibration.least_vocabulary(v + 1)):
+        return False
+    shared, _ = _sampling_room(v, np.dtype(dtype).itemsize, _TEAM)
+    fits = int(isa().removeprefix("sm_")) >= 90 and _clusters(dtype, shared) > 0
+    if wanted and not fits:
+        raise RhemeError(f"RHEME_CUDA_SAMPLER=cluster: {isa()} has no room for a cluster of {_TEAM} blocks")
+    return fits
+
+
+def _sampler(dtype: str, shared: int) -> Any:
+    function = kernel_of("sample", "sample", dtype, (f"-DRHEME_CTAS={_TEAM}",))
+    if shared > 48 << 10:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
+@functools.cache
+def _clusters(dtype: str, shared: int) -> int:
+    return active_clusters(_sampler(dtype, shared), _TEAM, _TEAM_THREADS, shared)
 
 
 def top_k(*, x: Array, k: int) -> tuple[Array, Array]:
@@ -242,10 +289,10 @@ def top_k(*, x: Array, k: int) -> tuple[Array, Array]:
     if n and k:
         room = 1 << (k - 1).bit_length()
         keys, positions = empty(shape=(n, room), dtype="uint64"), empty(shape=(n, room), dtype="int64")
-        shared = _staged_bytes(v, x.itemsize)
+        shared, staged = _sampling_room(v, x.itemsize, 1)
         launch(
             "sample", "top_k", dtype, n, _sampling_threads(v),
-            v, k, room, int(shared > 0), x, keys, positions, values, ids, shared=shared,
+            v, k, room, staged, x, keys, positions, values, ids, shared=shared,
         )  # fmt: skip
     return values, ids
 
