@@ -151,7 +151,7 @@ def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -
     if name == "goemotions":
         return goemotions(data, above, out, init)
     if name.startswith("few-"):
-        return few(name.removeprefix("few-"), data, above, out, given.counts)
+        return few(name.removeprefix("few-"), data, above, out, given.counts, given.draws)
     if name in ("sick", "stsb"):
         return pairs(name, data, above, out, init)
     train, test = load(name, data)
@@ -161,10 +161,10 @@ def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -
     return {"data": name, "train": len(train), **figures, "linear": plain, "seconds": round(seconds)}
 
 
-def few(name: str, data: Path, above: dict[str, Any], out: str, counts: Sequence[int]) -> dict[str, Any]:
+def few(name: str, data: Path, above: dict[str, Any], out: str, counts: Sequence[int], draws: int) -> dict[str, Any]:
     """Accuracy with so many labels: alone, with the other texts unlabelled, and (latent_size) with the VAE on them, too.
 
-    A thousand examples, by a hash, are kept to measure on; from what is left the labels are drawn up to five times, no example
+    A thousand examples, by a hash, are kept to measure on; from what is left the labels are drawn up to so many times, no example
     twice. A fifth of the labels validates.
     """
     rows = sorted(dict(unlabelled(name, data)).items(), key=lambda row: zlib.crc32(row[0].encode()))
@@ -173,7 +173,7 @@ def few(name: str, data: Path, above: dict[str, Any], out: str, counts: Sequence
     kinds = ("alone", "unlabelled", *(["vae"] if "latent_size" in above.get("task", {}).get("model", {}) else []))
     for count in counts:
         found: dict[str, list[float]] = {"alone": [], "unlabelled": [], "vae": [], "linear": []}
-        for draw in range(min(5, len(train) // count)):
+        for draw in range(min(draws, len(train) // count)):
             part = range(draw * count, (draw + 1) * count)
             some, rest = train[part.start : part.stop], [(text, "?") for k, (text, _) in enumerate(train) if k not in part]
             for kind in kinds:
@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--init", help="a model folder whose reading of texts training begins with")
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="for few-: how many labels")
+    parser.add_argument("--draws", type=int, default=3, help="for few-: of the labels")
     parser.add_argument("--folds", type=int, nargs="+", default=range(10), help="for trec-folds: which of the ten")
     parser.add_argument("--out", help="keep the models here")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")

@@ -315,17 +315,17 @@ class SemanticAnalysis(Task):
         labelled = [k for k, row in enumerate(train) if row[1] != config.unlabelled_label]
         some = [bags[k] for k in labelled]
         importance = self._class_weights()
-        self._add(fit_support_vectors(some, targets[labelled], len(features), config.margin_penalty, importance)[0], valid)
+        weights, _ = fit_support_vectors(some, targets[labelled], len(features), config.margin_penalty, importance)
+        self._add(weights, some, valid)
         if len(labelled) < len(train) and not config.multi_label and not config.out_of_scope:
-            self._add(fit_naive_bayes(bags, targets, len(features)), valid)
+            self._add(fit_naive_bayes(bags, targets, len(features)), bags, valid)
 
-    def _add(self, weights: Array, valid: Sequence[tuple[str, ...]]) -> None:
-        """Add so much of a linear model (features, labels) as makes the validation examples likeliest."""
-        texts = [row[0] for row in valid]
-        scores = score_bags(weights, self.tokenizer.features.encode(texts))
-        bias = ops.neg(ops.mean(scores, axis=0))  # how frequent the labels are the model knows already
-        multi_label = self.config.multi_label
-        share = calibration.fit_share(self._logits(texts), ops.add(scores, bias), self._targets(valid), multi_label)
+    def _add(self, weights: Array, bags: Sequence[Bag], valid: Sequence[tuple[str, ...]]) -> None:
+        """Add so much of a linear model (features, labels) fitted to these bags as makes the validation examples likeliest."""
+        texts, multi_label = [row[0] for row in valid], self.config.multi_label
+        bias = ops.neg(ops.mean(score_bags(weights, bags), axis=0))  # how frequent the labels are the model knows already
+        scores = ops.add(score_bags(weights, self.tokenizer.features.encode(texts)), bias)
+        share = calibration.fit_share(self._logits(texts), scores, self._targets(valid), multi_label)
         self.model.add_linear(ops.mul(weights, share), ops.mul(bias, share))
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:
