@@ -164,8 +164,8 @@ def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -
 def few(name: str, data: Path, above: dict[str, Any], out: str, counts: Sequence[int], draws: int) -> dict[str, Any]:
     """Accuracy with so many labels: alone, with the other texts unlabelled, and (latent_size) with the VAE on them, too.
 
-    A thousand examples, by a hash, are kept to measure on; from what is left the labels are drawn up to so many times, no example
-    twice. A fifth of the labels validates.
+    A thousand examples, by a hash, are kept to measure on; from the next 8,000 the labels are drawn so many times, no example
+    twice, if they last. A fifth of the labels validates.
     """
     rows = sorted(dict(unlabelled(name, data)).items(), key=lambda row: zlib.crc32(row[0].encode()))
     test, train = rows[:1000], rows[1000:9000]
