@@ -33,28 +33,16 @@ from rheme.text import readers
 
 Rows = list[tuple[str, ...]]
 
-# What differs from the defaults of the task, found on the validation tenth.
-SINGLE: dict[str, Any] = {
-    "task": {"label_smoothing": 0.1, "model": {"dropout": 0.5, "bag_scale": 5.0}},
-    "train": {"batch_tokens": 1000, "max_epochs": 8, "ema_decay": 0.998, "warmup_steps": 50, "patience": 0},
-}
+# What differs from the defaults of the task.
 FEW: dict[str, Any] = {
-    "task": {"label_smoothing": 0.1, "min_count": 1, "model": {"dropout": 0.5, "bag_scale": 5.0}},
-    "train": {
-        "batch_tokens": 500,
-        "max_steps": 150,
-        "ema_decay": 0.98,
-        "warmup_steps": 20,
-        "valid_every_steps": 50,
-        "patience": 0,
-    },
+    "task": {"min_count": 1},
+    "train": {"batch_tokens": 500, "max_steps": 150, "ema_decay": 0.98, "warmup_steps": 20, "valid_every_steps": 50},
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "banking77": {"train": {"max_epochs": 6}},
-    "clinc150": {"task": {"out_of_scope": "oos"}, "train": {"max_epochs": 6}},
+    "clinc150": {"task": {"out_of_scope": "oos"}},
     "chnsenticorp": {
         "task": {"languages": ["zh"], "char_ngrams": [1, 4], "word_ngrams": 0, "max_length": 160, "max_features": 80000},
-        "train": {"batch_tokens": 3000, "max_epochs": 4},
+        "train": {"batch_tokens": 3000},
     },
 }
 
@@ -136,7 +124,7 @@ def ours(
 
 def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -> dict[str, Any]:
     data, init = given.data, given.init
-    settings = merge(merge(SINGLE, RECIPES.get(name, {})), above)
+    settings = merge(RECIPES.get(name, {}), above)
     if name == "trec-folds":
         rows, found, plain = trec(data), [], []
         for fold in given.folds:
@@ -252,9 +240,10 @@ def pairs(name: str, data: Path, above: dict[str, Any], out: str, init: str | No
     else:
         for part in ("train", "dev", "test"):
             parts.append([tuple(row[:3]) for row in csv.reader(_lines(data / f"stsb/en-{part}.csv"))])
+    model = {"dropout": 0.3, "bag_scale": 2.0}
     settings = merge(
         {
-            "task": {"objective": "similarity", "output_size": 128, "max_features": 30000, "model": {"dropout": 0.3}},
+            "task": {"model": model, "objective": "similarity", "output_size": 128, "max_features": 30000},
             "train": {"batch_tokens": 1500, "max_epochs": 10, "ema_decay": 0.998, "warmup_steps": 50, "patience": 0},
         },
         above,

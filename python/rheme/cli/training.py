@@ -47,7 +47,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
 @click.option("--config", "config_file", type=click.Path(), help="TOML file with tables task, train and card.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="One setting, such as train.max_epochs=3.")
-@click.option("--valid-share", type=float, default=0.02, show_default=True, help="Share held out without --valid.")
+@click.option("--valid-share", type=float, help="Share held out without --valid (default: the task's, mostly 0.02).")
 @click.option("--test-share", type=float, default=0.0, show_default=True, help="Share cut off as test.tsv.")
 @click.option("--clean", is_flag=True, help="Leave out the rows that the data check finds doubtful.")
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed, the same weights.")
@@ -65,7 +65,7 @@ def train_command(
     resume: bool,
     config_file: str | None,
     settings: tuple[str, ...],
-    valid_share: float,
+    valid_share: float | None,
     test_share: float,
     clean: bool,
     seed: int | None,

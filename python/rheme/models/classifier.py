@@ -39,10 +39,10 @@ class ClassifierConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     embedding_size: int = 128
     hidden_size: int = 128
     code_size: int = 0
-    dropout: float = 0.4
+    dropout: float = 0.5
     piece_dropout: float = 0.1
     bag: bool = True
-    bag_scale: float = 2.0
+    bag_scale: float = 5.0
     bag_dropout: float = 0.2
     latent_size: int = 0
     decoder_size: int = 128

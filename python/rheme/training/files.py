@@ -31,7 +31,7 @@ def train(
     resume: bool = False,
     config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     fields: Sequence[str] | None = None,
-    valid_share: float = 0.02,
+    valid_share: float | None = None,
     test_share: float = 0.0,
     clean: bool = False,
     device: str = "cpu",
@@ -40,11 +40,11 @@ def train(
 ) -> dict[str, Any]:
     """Train a task on files and leave a model folder in ``out``; returns its final figures.
 
-    train, valid: a file or several. Without ``valid`` a share of the training examples is held out by a hash of their first
-    text; ``out/valid.tsv`` (or .json, as the task writes examples) holds it, and ``out/test.tsv`` a test share. Examples that
-    share a text with a held-out one are dropped. init: a model folder to fine-tune, or ``bundled``. config: tables ``task``,
-    ``train`` and ``card``, or a TOML file of them. settings: single ones by name, such as ``max_epochs=3`` or
-    ``vocab_size=4000``. fields: columns or keys.
+    train, valid: a file or several. Without ``valid`` a share of the training examples (the task's own, unless given) is held
+    out by a hash of their first text; ``out/valid.tsv`` (or .json, as the task writes examples) holds it, ``out/test.tsv`` a
+    test share. Examples that share a text with a held-out one are dropped. init: a model folder to fine-tune, or ``bundled``.
+    config: tables ``task``, ``train`` and ``card``, or a TOML file of them. settings: single ones by name, such as
+    ``max_epochs=3`` or ``vocab_size=4000``. fields: columns or keys.
 
     Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C (go on with ``resume=True``).
     """
@@ -53,7 +53,8 @@ def train(
     tables = read_config(config)
     for name, value in settings.items():
         tables[_table_of(name, cls)][name] = value
-    training = configure(TrainingConfig, tables["train"], "train")
+    training = configure(TrainingConfig, {**cls.training, **tables["train"]}, "train")
+    valid_share = cls.valid_share if valid_share is None else valid_share
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if not 0 <= share <= 0.5:
             raise InputError(f"{name} = {share}: must be from 0 to 0.5")

@@ -53,6 +53,8 @@ class SemanticAnalysis(Task):
         *("score_range", "out_of_scope", "label_smoothing", "output_size", "max_features", "min_count", "word_ngrams"),
         *("char_ngrams", "margin_penalty", "max_length", "model", "unlabelled", "unlabelled_label"),
     )
+    training: ClassVar[Mapping[str, Any]] = {"max_epochs": 5, "ema_decay": 0.998, "warmup_steps": 50, "patience": 2}
+    valid_share: ClassVar[float] = 0.1  # temperature, thresholds and the linear models' shares are found on it
     pipeline_tag: ClassVar[str] = "text-classification"
     pipeline_key: ClassVar[str] = "label"
 

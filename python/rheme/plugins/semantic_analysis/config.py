@@ -30,7 +30,8 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     labels, such as positive and negative; group_name is what they are together. class_weights: each label counts by its
     frequency to the power of minus this (0: alike; 1: all labels together the same); `weights` are then found by training, as
     are `labels` and `score_range` (the least and the largest score of the pairs). out_of_scope: the label of texts that
-    belong to none. label_smoothing: share of a label's weight spread over all.
+    belong to none. label_smoothing: share of a label's weight spread over all
+    (one label a text).
     unlabelled: files of text, a line each, from which, with the texts trained on, the embedding begins
     (`text.cooccurrence`); only their names are kept.
     unlabelled_label: of examples without a label, from which the n-grams, naive Bayes beside the support vector machine and
@@ -52,7 +53,7 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     weights: list[float] = []
     score_range: tuple[float, float] = (0.0, 0.0)
     out_of_scope: str = ""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     output_size: int = 64
     unlabelled: list[str] = []
     unlabelled_label: str = "?"
