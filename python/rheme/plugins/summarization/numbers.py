@@ -2,7 +2,8 @@
 
 The tokenizer writes a number digit by digit, so that a model may lose its place in one, and a wrong figure is worse than none.
 Here every number must be one of the document's: each digit has to go on with one of them, and none may end halfway. A point or
-a comma between two digits belongs to the number. A text has each number once.
+a comma between two digits belongs to the number, and two numbers stand side by side (1914-18, 9:30) only as they do there. A
+text has each number once.
 """
 
 import re
@@ -18,17 +19,18 @@ from rheme.decoding import Model
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
-_POINTS = ".,"
-_NUMBER = re.compile(rf"[0-9]+(?:[{_POINTS}][0-9]+)*")
+_POINTS = ".,-–/:"
+_NUMBER = r"[0-9]+(?:[.,][0-9]+)*"
+_NUMBERS = re.compile(_NUMBER), re.compile(rf"{_NUMBER}(?:[-–/:]{_NUMBER})+")
 
 
 def numbers_of(text: str) -> set[str]:
-    """The numbers in a text (as the tokenizer normalises it), such as 7, 2.5 and 10,000."""
-    return set(_NUMBER.findall(text))
+    """The numbers in a text (as the tokenizer normalises it), such as 7, 2.5 and 10,000, and rows: 1914-18, 9:30."""
+    return {number for form in _NUMBERS for number in form.findall(text)}
 
 
 class Digits:
-    """The pieces that write a digit, or a point or comma that may stand in a number.
+    """The pieces that write a digit, or a point (a sign such as . or - that may stand between two).
 
     spaced: those after a space; joined: those directly after what stands before them. all: the digits. repeatable: both.
     """
@@ -38,11 +40,12 @@ class Digits:
         self.joined: dict[str, list[int]] = {}
         self.spaced: dict[str, list[int]] = {}
         for index, surface in enumerate(surfaces):
-            digit = surface.strip().decode("ascii", "replace")
-            if not (len(digit) == 1 and digit in "0123456789" and len(surface) <= 2) and surface not in (b".", b","):
+            text = surface.decode("utf-8", "replace")
+            digit = text.strip()
+            if len(digit) != 1 or not ((digit in "0123456789" and len(surface) <= 2) or text in _POINTS):
                 self.written.append("")
                 continue
-            self.written.append(surface.decode("ascii"))
+            self.written.append(text)
             (self.spaced if surface[:1] == b" " else self.joined).setdefault(digit, []).append(index)
         self.all = [index for index, text in enumerate(self.written) if text and text not in _POINTS]
         self.repeatable = frozenset(index for index, text in enumerate(self.written) if text)  # 2020 and 1.1.1 are numbers
