@@ -26,7 +26,7 @@ HELP = {
     "info": "Show version, instruction set, threads, device and bundled models.",
     "latent": "Work in the latent space of a text VAE.",
     "plugins": "Begin a task of your own, or check an installed one.",
-    "summarize": "Summarize documents, each in a line.",
+    "summarize": "Summarize documents: a summary a line.",
     "tasks": "List the installed tasks.",
     "train": "Train a model on your own text.",
     "translate": "Translate texts.",
