@@ -1,6 +1,5 @@
 """Training, evaluation, decoding and the command line with device "cuda", on the emulated device."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -310,19 +309,3 @@ def test_a_device_out_of_reach_is_one_line(settings: dict[str, str], line: str, 
     assert failed.stderr.splitlines()[-1].startswith("rheme: ")
     assert line in failed.stderr.splitlines()[-1]
     assert "Traceback" not in failed.stderr
-
-
-def test_the_benchmark_runs(tmp_path: Path, cupy: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """benchmarks/peers/cuda.py, at sizes that tell nothing of speed: answers agree, and every work gives its rows."""
-    spec = importlib.util.spec_from_file_location("cuda_bench", Path(__file__).parents[1] / "benchmarks" / "peers" / "cuda.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows = module.main(["--quick", "--no-torch", "--only", "lstm,sampling,memory_bound,vae_step", "--out", str(tmp_path / "x")])
-    captured = capsys.readouterr()
-    assert not captured.err, captured.err  # an answer that is off is told there
-    assert {row["work"] for row in rows} >= {"lstm forward", "lstm forward and backward", "sampling", "kl", "adamw", "vae step"}
-    assert json.loads((tmp_path / "x").read_text())["rows"] == rows
-    module.main(["--quick", "--no-torch", "--calibrate"])
-    assert "TABLE = {" in capsys.readouterr().out

@@ -121,6 +121,7 @@ def _vae(case: works.Case, data: works.Arrays) -> TextVAE:
         latent_size=works.LATENT,
         dropout=0.0,
         annealing="none",
+        posterior_deviation=0.0,
     )
     model = TextVAE(config)
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""Which way is faster where, as measured on the device at hand by `benchmarks/peers/cuda.py --calibrate`.
+"""Which way is faster where, as measured on the device at hand by `benchmarks/peers/gpu.py --calibrate`.
 
 A JSON file beside CuPy's compiled kernels, or where RHEME_CUDA_TABLE says: {"version": 1, "devices": {NAME: {"lstm": {"256": 8,
 ...}, "sample": 65536}}}. lstm: by hidden size the least number of steps from which the persistent LSTM in fp32 is ahead of the

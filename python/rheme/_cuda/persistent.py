@@ -5,7 +5,7 @@ rows; `grid` (`lstm_grid.cu`), where blocks on all multiprocessors do, for the s
 is that of the plain version; bf16 has bfloat16 products with sums and state in float, so that its answers differ by that
 rounding.
 
-Until they have been measured on a GPU the plain version is the default: a table that `benchmarks/peers/cuda.py --calibrate`
+Until they have been measured on a GPU the plain version is the default: a table that `benchmarks/peers/gpu.py --calibrate`
 writes names, for a device, the cases where fp32 is ahead of it (`calibration.py`). RHEME_CUDA_LSTM=plain, fp32 or bf16 forces
 one; a forced one that does not fit, or that the device has no room for, raises. RHEME_CUDA_SPINS=N makes debug builds: a wait
 for another block gives up after N looks, and the call raises.
