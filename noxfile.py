@@ -69,3 +69,13 @@ def bench(session: nox.Session) -> None:
     """The benchmarks; each checks its answer before it times."""
     install(session, "test")
     session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def sanitize(session: nox.Session) -> None:
+    """The op suite on a GPU under compute-sanitizer, which comes with the CUDA toolkit: no wrong access, no race."""
+    environment = {"RHEME_REQUIRE": "cupy", "CUPY_CACHE_IN_MEMORY": "1"}
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--target-processes", "all"]
+        chosen = ["-k", "op or lstm or sampler or entropy or optimisers or random or quantized"]
+        session.run(*command, "python", "-m", "pytest", "-q", "tests/test_gpu.py", *chosen, env=environment, external=True)

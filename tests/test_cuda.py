@@ -368,11 +368,12 @@ def test_machine_functions(cupy: Any) -> None:
         ({"FAULT": "device"}, "the driver finds no GPU"),
         ({"VERSION": "13.4.0"}, "CuPy 13.4.0 is too old, 14.2 is needed"),
         ({"MEMORY": "4096"}, "the GPU is out of memory"),
+        ({"FAULT": "compiler"}, "CuPy finds no NVRTC, which compiles the kernels"),
     ],
 )
 def test_what_stands_in_the_way_is_said_in_one_line(settings: dict[str, str], line: str) -> None:
     with emulated(**settings), pytest.raises(RhemeError, match=line) as raised:
-        _cuda.zeros(shape=(10_000,), dtype="float32")
+        _cuda.neg(x=_cuda.zeros(shape=(10_000,), dtype="float32"))
     assert "\n" not in str(raised.value)
 
 

@@ -14,7 +14,7 @@ import pytest
 from cuda_device import EMULATED, down, emulated, up
 from rheme import _cuda, decoding, evaluation, nn, ops, optim, training
 from rheme import functional as F
-from rheme.autograd import Tensor
+from rheme.autograd import Tensor, gradcheck
 from rheme.decoding import GenerationOptions
 from rheme.errors import InputError
 from rheme.models.classifier import ClassifierConfig, TextClassifier
@@ -23,6 +23,7 @@ from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.models.span_reader import ReaderBatch, SpanReader, SpanReaderConfig
 from rheme.models.text_vae import TextVAE, TextVAEConfig
 from rheme.training import Interrupted, TrainingConfig
+from test_autograd import CHECKS
 from test_training import SETTINGS, new_task, pairs, weights
 
 RNG = np.random.default_rng(5)
@@ -143,24 +144,30 @@ def test_a_step_copies_nothing_to_the_host_but_its_figures(name: str, cupy: Any)
         assert cupy.counts["bytes to device"] < 20_000
 
 
-def test_decoding_gives_the_cpus_texts(cupy: Any) -> None:
-    for name in ("text_vae", "seq2seq", "pointer_generator"):
-        here, there = trained(name, "cpu", 1)[0].eval(), trained(name, "cpu", 1)[0].to("cuda").eval()
-        for options in (
-            GenerationOptions(max_new_tokens=7),
-            GenerationOptions(max_new_tokens=7, num_beams=3, num_return_sequences=2),
-            GenerationOptions(max_new_tokens=7, do_sample=True, top_k=9, top_p=0.9, num_return_sequences=2),
-            GenerationOptions(max_new_tokens=7, repetition_penalty=1.3, no_repeat_ngram_size=2),
-        ):
-            texts = []
-            for model in (here, there):
-                state = model.start(here.prior(4, 3) if name == "text_vae" else model.encode(IDS, LENGTHS))
-                constraints = decoding.Constraints(forbid=[0, 3])
-                found = decoding.generate(model, state, 4, options, 1, 2, constraints, streams=range(4))
-                texts.append([[hypothesis.ids for hypothesis in one] for one in found])
-            assert texts[0] == texts[1], f"{name} {options}"
-            assert bool(cupy.counts["graph"]) == (name != "pointer_generator"), "a step is recorded as a graph where it can be"
-            cupy.counts.clear()
+def decoded(name: str) -> Iterator[tuple[Any, Any]]:
+    """Ids that a model writes, on the CPU and on the device, for each of some options."""
+    here, there = trained(name, "cpu", 1)[0].eval(), trained(name, "cpu", 1)[0].to("cuda").eval()
+    for options in (
+        GenerationOptions(max_new_tokens=7),
+        GenerationOptions(max_new_tokens=7, num_beams=3, num_return_sequences=2),
+        GenerationOptions(max_new_tokens=7, do_sample=True, top_k=9, top_p=0.9, num_return_sequences=2),
+        GenerationOptions(max_new_tokens=7, repetition_penalty=1.3, no_repeat_ngram_size=2),
+    ):
+        texts = []
+        for model in (here, there):
+            state = model.start(here.prior(4, 3) if name == "text_vae" else model.encode(IDS, LENGTHS))
+            constraints = decoding.Constraints(forbid=[0, 3])
+            found = decoding.generate(model, state, 4, options, 1, 2, constraints, streams=range(4))
+            texts.append([[hypothesis.ids for hypothesis in one] for one in found])
+        yield texts[0], texts[1]
+
+
+@pytest.mark.parametrize("name", ["text_vae", "seq2seq", "pointer_generator"])
+def test_decoding_gives_the_cpus_texts(name: str, cupy: Any) -> None:
+    for here, there in decoded(name):
+        assert here == there
+        assert bool(cupy.counts["graph"]) == (name != "pointer_generator"), "a step is recorded as a graph where it can be"
+        cupy.counts.clear()
 
 
 def test_a_step_of_decoding_brings_ids_and_their_scores(cupy: Any) -> None:
@@ -197,6 +204,17 @@ def test_gradients_in_float64(cupy: Any) -> None:
 
     for ours, theirs in zip(gradients("cpu"), gradients("cuda"), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-12, atol=1e-13)
+
+
+CHECKED = ["lstm", "linear_cross_entropy_smooth", "attention", "gaussian_kl_batch", "layer_norm", "embedding", "slice", "max"]
+
+
+@pytest.mark.parametrize("op", CHECKED)
+def test_gradcheck(op: str, rng: np.random.Generator, cupy: Any) -> None:
+    """On the device; all ops on a GPU (test_gpu.py)."""
+    fn, shapes = CHECKS[op]
+    assert gradcheck(fn, [up(rng.normal(size=shape)) for shape in shapes])
+    assert cupy.counts["launch"]
 
 
 def run(out: Path, device: str, resume: bool = False, stop: int | None = None) -> dict[str, Any]:
@@ -294,6 +312,7 @@ def test_info_names_the_device() -> None:
     assert "GiB free" in facts["device memory"]
     assert facts["cupy"] == "14.2.0 (CUDA 13.0, driver 13.0)"
     assert facts["cuda kernels"].startswith("compiled at first use")
+    assert facts["cuda choices"] == "no table of this device: the plain ways"
     assert "driver is too old" in json.loads(rheme("info", "--json", FAULT="driver").stdout)["device"]
 
 

@@ -1,8 +1,8 @@
 """The GPU backend on a GPU: `RHEME_REQUIRE=cupy pytest tests/test_gpu.py`. Skipped as a whole where there is none.
 
 What test_cuda.py and test_cuda_training.py run on an emulated device runs here on the real one; and what only a real one shows:
-two runs of the same bits, a long training beside the CPU's, memory shared with PyTorch. Also to be run under
-`compute-sanitizer --tool memcheck` and `--tool racecheck` (with `-k "op or lstm or sampler"`).
+two runs of the same bits, a long training beside the CPU's, memory shared with PyTorch. `nox -s sanitize` runs the op suite
+under compute-sanitizer's memcheck and racecheck.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,11 @@ from cuda_device import down, up  # noqa: E402
 from op_cases import CASES  # noqa: E402
 from rheme import _cuda, nn, ops, optim  # noqa: E402
 from rheme._cuda import persistent  # noqa: E402
+from rheme.autograd import gradcheck  # noqa: E402
 from rheme.errors import RhemeError  # noqa: E402
 from rheme.models.text_vae import TextVAE, TextVAEConfig  # noqa: E402
-from test_cuda_training import MODELS, trained  # noqa: E402
+from test_autograd import CHECKS  # noqa: E402
+from test_cuda_training import MODELS, decoded, trained  # noqa: E402
 
 try:
     _cuda.isa()
@@ -79,8 +81,16 @@ def test_sampler_draws_what_the_cpu_draws(dtype: str, rng: np.random.Generator) 
     checks.sampler_draws_what_the_cpu_draws(dtype, rng)
 
 
-def test_sampler_at_full_size(rng: np.random.Generator) -> None:
-    """A vocabulary of 131,072, peaked as a language model's."""
+@pytest.mark.parametrize("design", ["block", "cluster"])
+def test_sampler_of_each_design_draws_what_the_cpu_draws(
+    design: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small cases, and a vocabulary of 131,072, peaked as a language model's."""
+    monkeypatch.setenv("RHEME_CUDA_SAMPLER", design)
+    try:
+        checks.sampler_draws_what_the_cpu_draws("float32", rng)
+    except RhemeError as reason:
+        pytest.skip(str(reason))
     from rheme import _core
 
     logits = (rng.normal(size=(16, 131072)) * 3).astype(np.float32)
@@ -105,6 +115,19 @@ def test_training_follows_the_cpu(name: str) -> None:
     (_, losses), (_, theirs) = trained(name, "cpu"), trained(name, "cuda")
     np.testing.assert_allclose(theirs, losses, rtol=2e-5)
     assert trained(name, "cuda")[1] == theirs
+
+
+@pytest.mark.parametrize("op", CHECKS)
+def test_gradcheck(op: str, rng: np.random.Generator) -> None:
+    fn, shapes = CHECKS[op]
+    assert gradcheck(fn, [up(rng.normal(size=shape)) for shape in shapes])
+
+
+@pytest.mark.parametrize("name", ["text_vae", "seq2seq", "pointer_generator"])
+def test_decoding_gives_the_cpus_texts(name: str) -> None:
+    """Greedy, by beams, sampled: a step as one graph where the model's can be."""
+    for here, there in decoded(name):
+        assert here == there
 
 
 def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

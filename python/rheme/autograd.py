@@ -378,22 +378,24 @@ def slice(x: Any, index: Any) -> Tensor:
 def gradcheck(fn: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-6, rtol: float = 1e-6) -> bool:
     """Compare the gradients of fn with central differences.
 
-    fn takes tensors made of `inputs` (float64 arrays or Tensors) and returns a tensor, or a tuple of them; it must be a
-    function of them alone. Each output is contracted with fixed random numbers; each element of each input is moved by +-eps.
-    An element may differ by rtol times the largest gradient of its input (at least 1). Returns True, or raises
+    fn takes tensors made of `inputs` (float64 arrays or Tensors, of the CPU or a GPU) and returns a tensor, or a tuple of them;
+    it must be a function of them alone. Each output is contracted with fixed random numbers; each element of each input is
+    moved by +-eps. An element may differ by rtol times the largest gradient of its input (at least 1). Returns True, or raises
     AssertionError naming the worst element.
     """
-    arrays = [np.array(x.data if isinstance(x, Tensor) else x) for x in inputs]
+    given = [x.data if isinstance(x, Tensor) else x for x in inputs]
+    devices = ["cuda" if ops.on_gpu(x) else "cpu" for x in given]
+    arrays = [np.array(ops.to_host(x)) for x in given]
     for position, array in enumerate(arrays):
         if array.dtype != np.float64:
             raise TypeError(f"gradcheck: input {position} is {array.dtype}, not float64")
 
     def value(requires_grad: bool) -> tuple[Tensor, list[Tensor]]:
-        tensors = [Tensor(array, requires_grad) for array in arrays]
+        tensors = [Tensor(ops.to_device(array, d), requires_grad) for array, d in zip(arrays, devices, strict=True)]
         outputs = fn(*tensors)
         total: Tensor | None = None
         for stream, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
-            weights = ops.random_normal(0, stream, 0, output.shape, np.float64)
+            weights = ops.random_normal(0, stream, 0, output.shape, np.float64, output.data)
             part = sum(mul(output, weights))
             total = part if total is None else add(total, part)
         if total is None:
@@ -403,7 +405,7 @@ def gradcheck(fn: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-6, 
     total, tensors = value(True)
     total.backward()
     for position, (array, tensor) in enumerate(zip(arrays, tensors, strict=True)):
-        grad = np.zeros_like(array) if tensor.grad is None else tensor.grad
+        grad = np.zeros_like(array) if tensor.grad is None else ops.to_host(tensor.grad)
         scale = builtins.max(1.0, float(np.abs(grad).max(initial=0.0)))
         worst: tuple[float, tuple[int, ...], float, float] = (-1.0, (), 0.0, 0.0)
         for index in np.ndindex(array.shape):

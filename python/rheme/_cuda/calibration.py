@@ -62,13 +62,14 @@ def _table(file: Path, name: str) -> dict[str, Any]:
     return read(file).get(name, {})
 
 
-def _own() -> dict[str, Any]:
+def own() -> dict[str, Any]:
+    """Of the device at hand."""
     return _table(path(), device.device_name())
 
 
 def least_steps(hidden: int, otherwise: int) -> int:
-    return int(_own().get("lstm", {}).get(str(hidden), otherwise))
+    return int(own().get("lstm", {}).get(str(hidden), otherwise))
 
 
 def least_vocabulary(otherwise: int) -> int:
-    return int(_own().get("sample", otherwise))
+    return int(own().get("sample", otherwise))

@@ -78,7 +78,7 @@ def _no_device(module: Any, error: Exception) -> str:
 def _cublas() -> Any:
     try:
         return importlib.import_module("cupy_backends.cuda.libs.cublas")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise RhemeError(f"CuPy finds no cuBLAS ({_line(error)}): {EXTRAS}") from None
 
 
@@ -94,6 +94,8 @@ def explained() -> Iterator[None]:
             raise RhemeError(out_of_memory(error)) from None
         if type(error).__name__ == "CompileException":
             raise RhemeError(f"a CUDA kernel of rheme does not compile here: {_line(error)}") from None
+        if isinstance(error, ImportError | OSError | RuntimeError) and "nvrtc" in str(error).lower():
+            raise RhemeError(f"CuPy finds no NVRTC, which compiles the kernels ({_line(error)}): {EXTRAS}") from None
         raise
 
 
@@ -144,7 +146,8 @@ def kernel_of(name: str, kernel: str, dtype: str, defines: tuple[str, ...] = (),
 def _module(name: str, dtype: str, defines: tuple[str, ...], cooperative: bool) -> Any:
     """A kernel file, compiled for one floating type. The first time on a machine takes a second, and says so."""
     options = (*OPTIONS, f"-DRHEME_FLOAT={'double' if dtype == 'float64' else 'float'}", *defines)
-    module = cupy().RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
+    with explained():
+        module = cupy().RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
     marker = _marker(source(name), options)
     if marker is not None and not marker.exists():
         print(f"rheme: compiling {name} kernels for {isa()} (once; kept in {marker.parent})", file=sys.stderr, flush=True)
@@ -421,8 +424,18 @@ def build_info() -> dict[str, str]:
         "cuda": _version(module.cuda.runtime.runtimeGetVersion()),
         "driver": _version(module.cuda.runtime.driverGetVersion()),
         "compiled": ", ".join(compiled) or "nothing yet",
+        "calibrated": _calibrated(),
         "kept": ", ".join(kept()) or "nothing yet",
     }
+
+
+def _calibrated() -> str:
+    from rheme._cuda import calibration
+
+    try:
+        return f"by {calibration.path()}" if calibration.own() else "no table of this device: the plain ways"
+    except RhemeError as error:
+        return str(error)
 
 
 def _version(number: int) -> str:

@@ -114,4 +114,5 @@ def _device() -> dict[str, str]:
         "device memory": told["memory"],
         "cupy": f"{told['cupy']} (CUDA {told['cuda']}, driver {told['driver']})",
         "cuda kernels": f"compiled at first use; compiled here before: {told['kept']}",
+        "cuda choices": told["calibrated"],
     }
