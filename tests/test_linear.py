@@ -26,7 +26,7 @@ def test_support_vectors_are_those_of_liblinear(rng: np.random.Generator) -> Non
     for row, (ids, weights) in zip(dense, bags, strict=True):
         row[ids] = weights
     importance = np.array([3.0, 1.0], np.float32)
-    weights, bias = fit_support_vectors(bags, has, size, 0.5, importance, passes=60, tolerance=2e-2)
+    weights, bias = fit_support_vectors(bags, has, size, 0.5, 0.5, importance, passes=60, tolerance=2e-2)
     present = dense > 0
     for k in range(2):
         p, q = (present[has[:, k] == there].sum(axis=0) + 1.0 for there in (True, False))
@@ -64,9 +64,9 @@ def test_a_share_of_a_second_model(rng: np.random.Generator) -> None:
     targets = np.eye(3, dtype=np.uint8)[rng.integers(0, 3, 400)]
     noise = rng.standard_normal((400, 3)).astype(np.float32)
     good = (targets + 0.8 * rng.standard_normal((400, 3))).astype(np.float32)
-    assert calibration.fit_share(noise, good, targets) > 8
-    assert calibration.fit_share(good, noise, targets) < 0.2
-    assert calibration.fit_share(good, np.zeros_like(good), targets) == 0.0
+    assert calibration.fit_share(noise, good, targets)[0] > 8
+    assert calibration.fit_share(good, noise, targets)[0] < 0.2
+    assert calibration.fit_share(good, np.zeros_like(good), targets)[0] == 0.0
 
 
 def test_a_linear_model_is_added(rng: np.random.Generator) -> None:

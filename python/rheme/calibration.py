@@ -66,8 +66,8 @@ def fit_temperature(logits: Array, targets: Array, multi_label: bool = False) ->
     return math.exp(_minimum(loss, math.log(0.125), math.log(8.0)))
 
 
-def fit_share(logits: Array, others: Array, targets: Array, multi_label: bool = False) -> float:
-    """The share s, 0 or from 1/8 to 64, for which logits + s others, at their best temperature, are likeliest.
+def fit_share(logits: Array, others: Array, targets: Array, multi_label: bool = False) -> tuple[float, float]:
+    """The share s, 0 or from 1/8 to 64, for which logits + s others, at their best temperature, are likeliest; and their loss.
 
     logits and others (N, C): of two models, of which the first alone may be the better one.
     """
@@ -77,7 +77,8 @@ def fit_share(logits: Array, others: Array, targets: Array, multi_label: bool = 
         return negative_log_likelihood(both, targets, fit_temperature(both, targets, multi_label), multi_label)
 
     best = math.exp(_minimum(lambda log_s: loss(math.exp(log_s)), math.log(0.125), math.log(64.0), 12))
-    return best if loss(best) < loss(0.0) else 0.0
+    least, share = min((loss(share), share) for share in (0.0, best))
+    return share, least
 
 
 def best_threshold(scores: Sequence[float], wanted: Sequence[bool], prior: float = 0.0) -> tuple[float, float]:

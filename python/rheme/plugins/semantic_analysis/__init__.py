@@ -21,9 +21,9 @@ from rheme import functional as F
 from rheme.autograd import no_grad
 from rheme.errors import InputError
 from rheme.models.classifier import TextClassifier, pad_bags, softplus
-from rheme.models.linear import fit_naive_bayes, fit_support_vectors, score_bags
+from rheme.models.linear import fit_naive_bayes, fit_support_vectors
 from rheme.models.semi_supervised import SemiSupervisedClassifier
-from rheme.plugins.semantic_analysis import measuring
+from rheme.plugins.semantic_analysis import additions, measuring
 from rheme.plugins.semantic_analysis.config import AnalysisOptions, Calibration, SemanticAnalysisConfig
 from rheme.tasks import Result, Task, nearest
 from rheme.text import batches, language, readers
@@ -316,19 +316,17 @@ class SemanticAnalysis(Task):
         bags = features.encode([row[0] for row in train])
         labelled = [k for k, row in enumerate(train) if row[1] != config.unlabelled_label]
         some = [bags[k] for k in labelled]
+        settings = (targets[labelled], len(features), config.margin_penalty)
         importance = self._class_weights()
-        weights, _ = fit_support_vectors(some, targets[labelled], len(features), config.margin_penalty, importance)
-        self._add(weights, some, valid)
+        self._add([fit_support_vectors(some, *settings, power, importance)[0] for power in additions.POWERS], some, valid)
         if len(labelled) < len(train) and not config.multi_label and not config.out_of_scope:
-            self._add(fit_naive_bayes(bags, targets, len(features)), bags, valid)
+            self._add([fit_naive_bayes(bags, targets, len(features))], bags, valid)
 
-    def _add(self, weights: Array, bags: Sequence[Bag], valid: Sequence[tuple[str, ...]]) -> None:
-        """Add so much of a linear model (features, labels) fitted to these bags as makes the validation examples likeliest."""
-        texts, multi_label = [row[0] for row in valid], self.config.multi_label
-        bias = ops.neg(ops.mean(score_bags(weights, bags), axis=0))  # how frequent the labels are the model knows already
-        scores = ops.add(score_bags(weights, self.tokenizer.features.encode(texts)), bias)
-        share = calibration.fit_share(self._logits(texts), scores, self._targets(valid), multi_label)
-        self.model.add_linear(ops.mul(weights, share), ops.mul(bias, share))
+    def _add(self, models: Sequence[Array], bags: Sequence[Bag], valid: Sequence[tuple[str, ...]]) -> None:
+        """Add one of some linear models fitted to these bags, as much of it as the validation examples ask for."""
+        texts = [row[0] for row in valid]
+        others, logits, targets = self.tokenizer.features.encode(texts), self._logits(texts), self._targets(valid)
+        self.model.add_linear(*additions.likeliest(models, bags, others, logits, targets, self.config.multi_label))
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:
         """Fit what turns logits into probabilities and decisions, on the validation examples."""
