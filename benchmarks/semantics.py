@@ -135,6 +135,7 @@ def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -
             folder.mkdir()
             found.append(float(ours(train, test, settings, str(folder), init)[1]["accuracy"]))
             plain.append(linear(train, test))
+            print(f"fold {fold}: {found[-1]:.2f}, linear {plain[-1]:.2f}", flush=True)
         return {"data": name, "accuracy": np.mean(found), "folds": found, "linear": np.mean(plain), "linear_folds": plain}
     if name == "goemotions":
         return goemotions(data, above, out, init)
