@@ -1,9 +1,10 @@
 // A CUDA device on one CPU thread: what the kernels of cpp/*.cu stand on when their text is compiled as C++.
 //
 // Every thread of the blocks that run together is a fiber with a stack of its own. They take turns; a fiber gives way where it
-// waits: at __syncthreads, in a warp's exchange, at a cluster's barrier. The order of the turns is a parameter, so that a
-// result that depends on it shows. One cluster of blocks (or one block) runs at a time; of a cooperative launch all blocks do,
-// or as many as the device is said to hold.
+// waits: at __syncthreads, in a warp's exchange, at a cluster's barrier, at a look at a flag. The order of the turns is a
+// parameter, so that a result that depends on it shows: a block goes as far as it can before the next one, first or last one
+// first; or all threads take turns as if at random. One cluster of blocks (or one block) runs at a time; of a cooperative
+// launch all blocks do, or as many as the device is said to hold.
 #pragma once
 
 #define RHEME_EMULATED
@@ -161,21 +162,31 @@ static int run_together(unsigned block_count, unsigned threads, int order) {
     fibers[i]->thread = Dim{i % threads, 0, 0};
     fibers[i]->exchanges = 0;
   }
-  for (unsigned left = count, idle = 0, round = 0; left; ++round) {
-    progress = false;
-    left = 0;
-    for (unsigned turn = 0; turn < count; ++turn) {
-      const unsigned i = order == 0   ? turn
-                         : order == 1 ? count - 1 - turn
-                                      : unsigned((uint64_t(turn) * 48271u + 7 * round) % count);
-      if (fibers[i]->done) continue;
-      resume(fibers[i]);
-      left += !fibers[i]->done;
+  const auto run = [](unsigned i) {
+    if (!fibers[i]->done) resume(fibers[i]);
+  };
+  for (unsigned idle = 0, round = 0;; ++round) {
+    bool any = false;
+    if (order == 2) {
+      progress = false;
+      for (unsigned turn = 0; turn < count; ++turn) run(unsigned((uint64_t(turn) * 48271u + 7 * round) % count));
+      any = progress;
+    } else {  // a block goes on for as long as it gets anywhere: far ahead of the others, where it does not wait for them
+      for (unsigned b = 0; b < block_count; ++b) {
+        const unsigned first = (order == 1 ? block_count - 1 - b : b) * threads;
+        do {
+          progress = false;
+          for (unsigned turn = 0; turn < threads; ++turn) run(first + (order == 1 ? threads - 1 - turn : turn));
+          any |= progress;
+        } while (progress);
+      }
     }
-    idle = progress ? 0 : idle + 1;
+    unsigned left = 0;
+    for (unsigned i = 0; i < count; ++i) left += !fibers[i]->done;
+    if (!left) return 0;
+    idle = any ? 0 : idle + 1;
     if (idle > 2000) return 1;
   }
-  return 0;
 }
 
 struct Launch {
