@@ -53,6 +53,7 @@ struct Lane<float> {
   RHEME_FN I float_to_bits(V x) { return __float_as_int(x); }
   RHEME_FN I to_int(V x) { return static_cast<I>(x); }
   RHEME_FN V to_float(I x) { return static_cast<V>(x); }
+  RHEME_FN V scale(V p, V n) { return scale_f32<Lane<float>>(p, n); }
   RHEME_FN V exp(V x) { return exp_f32<Lane<float>>(x); }
   RHEME_FN V log(V x) { return log_f32<Lane<float>>(x); }
   RHEME_FN V tanh(V x) { return tanh_f32<Lane<float>>(x); }

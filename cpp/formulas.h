@@ -5,13 +5,22 @@
 // S::log, S::tanh, S::sigmoid, S::sqrt; for float also S::to_int, S::to_float, S::bits_to_float, S::float_to_bits.
 #pragma once
 
+// p 2^n, n a whole number: two factors of 2^(n/2) make results below 2^-126 come out rounded once and not flushed. For those
+// who have no instruction for it.
+template <class S>
+RHEME_FN typename S::V scale_f32(typename S::V p, typename S::V n) {
+  typedef typename S::I I;
+  const I power = S::to_int(n);
+  const I half = power >> 1;
+  return p * S::bits_to_float((half + 127) << 23) * S::bits_to_float((power - half + 127) << 23);
+}
+
 // exp: x = n ln2 + r, |r| <= ln2/2, ln2 in two parts (Cody and Waite), then 1 + r + r^2 Q(r) with Q a minimax fit of relative
-// error 3.1e-9 on that interval. Two factors of 2^(n/2) make results below 2^-126 come out rounded once and not flushed.
+// error 3.1e-9 on that interval. What is not a number passes both bounds, as no comparison with it holds.
 template <class S>
 RHEME_FN typename S::V exp_f32(typename S::V x) {
   typedef typename S::V V;
-  typedef typename S::I I;
-  const V clamped = S::min(S::max(x, S::set(-104.0f)), S::set(89.0f));
+  const V clamped = S::min(S::set(89.0f), S::max(S::set(-104.0f), x));
   const V magic = S::set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const V shifted = S::fma(clamped, S::set(1.44269504f), magic);
   const V n = shifted - magic;
@@ -22,11 +31,7 @@ RHEME_FN typename S::V exp_f32(typename S::V x) {
   q = S::fma(q, r, S::set(0.041666206f));
   q = S::fma(q, r, S::set(0.166665182f));
   q = S::fma(q, r, S::set(0.5f));
-  const V p = S::fma(r * r, q, r) + S::set(1.0f);
-  const I power = S::to_int(n);
-  const I half = power >> 1;
-  const V y = p * S::bits_to_float((half + 127) << 23) * S::bits_to_float((power - half + 127) << 23);
-  return S::select(x == x, y, x);
+  return S::scale(S::fma(r * r, q, r) + S::set(1.0f), n);
 }
 
 // log: x = m 2^e with m in [sqrt(1/2), sqrt(2)), f = m - 1, log(1 + f) = f - f^2/2 + f^3 P(f), P a minimax fit of relative
@@ -66,7 +71,9 @@ RHEME_FN typename S::V log_f32(typename S::V x) {
 template <class S>
 RHEME_FN typename S::V tanh_f32(typename S::V x) {
   typedef typename S::V V;
-  const V a = S::abs(x);
+  typedef typename S::I I;
+  const I bits = S::float_to_bits(x), positive = bits & 0x7fffffff;
+  const V a = S::bits_to_float(positive);
   const V u = x * x;
   V p = S::set(-0.0057170447f);
   p = S::fma(p, u, S::set(0.0206505861f));
@@ -75,9 +82,8 @@ RHEME_FN typename S::V tanh_f32(typename S::V x) {
   p = S::fma(p, u, S::set(-0.333332837f));
   const V small = S::fma(u * x, p, x);
   const V large = S::set(1.0f) - S::set(2.0f) / (exp_f32<S>(a + a) + S::set(1.0f));
-  const V signed_large = S::select(x < S::set(0.0f), -large, large);
-  const V y = S::select(a < S::set(0.625f), small, signed_large);
-  return S::select(x == x, y, x);
+  const V signed_large = S::bits_to_float(S::float_to_bits(large) | (bits ^ positive));
+  return S::select(a < S::set(0.625f), small, signed_large);
 }
 
 template <class S>

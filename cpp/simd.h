@@ -142,6 +142,28 @@ RHEME_FN void stream_vector(T* p, V x) {
 RHEME_FN void fence_streams() {}
 #endif
 
+// Compare and select, which is just what x86's instructions for them do.
+#if defined(__AVX512F__)
+RHEME_FN Types<float>::Vector max_vector(Types<float>::Vector a, Types<float>::Vector b) {
+  return (Types<float>::Vector)_mm512_max_ps((__m512)a, (__m512)b);
+}
+RHEME_FN Types<float>::Vector min_vector(Types<float>::Vector a, Types<float>::Vector b) {
+  return (Types<float>::Vector)_mm512_min_ps((__m512)a, (__m512)b);
+}
+#elif defined(__AVX2__)
+RHEME_FN Types<float>::Vector max_vector(Types<float>::Vector a, Types<float>::Vector b) {
+  return (Types<float>::Vector)_mm256_max_ps((__m256)a, (__m256)b);
+}
+RHEME_FN Types<float>::Vector min_vector(Types<float>::Vector a, Types<float>::Vector b) {
+  return (Types<float>::Vector)_mm256_min_ps((__m256)a, (__m256)b);
+}
+#else
+RHEME_FN Types<float>::Vector max_vector(Types<float>::Vector a, Types<float>::Vector b) { return a > b ? a : b; }
+RHEME_FN Types<float>::Vector min_vector(Types<float>::Vector a, Types<float>::Vector b) { return a < b ? a : b; }
+#endif
+RHEME_FN Types<double>::Vector max_vector(Types<double>::Vector a, Types<double>::Vector b) { return a > b ? a : b; }
+RHEME_FN Types<double>::Vector min_vector(Types<double>::Vector a, Types<double>::Vector b) { return a < b ? a : b; }
+
 // The square root is rounded correctly everywhere.
 RHEME_FN Types<float>::Vector sqrt_vector(Types<float>::Vector x) {
 #if defined(__AVX512F__)
@@ -185,8 +207,8 @@ struct Common {
   RHEME_FN void store_part(T* p, V x, long n) { store_vector_part(p, x, n); }
   RHEME_FN V fma(V a, V b, V c) { return fma_vector(a, b, c); }
   RHEME_FN V select(I mask, V a, V b) { return mask ? a : b; }
-  RHEME_FN V max(V a, V b) { return a > b ? a : b; }  // compare and select: the same for NaN and -0 on every ISA
-  RHEME_FN V min(V a, V b) { return a < b ? a : b; }
+  RHEME_FN V max(V a, V b) { return max_vector(a, b); }  // a > b ? a : b, so that NaN and -0 come out the same on every ISA
+  RHEME_FN V min(V a, V b) { return min_vector(a, b); }  // a < b ? a : b
   RHEME_FN V abs(V x) { return x < T(0) ? -x : x; }
   RHEME_FN V sqrt(V x) { return sqrt_vector(x); }
 };
@@ -200,6 +222,13 @@ struct Simd<float> : Common<float> {
   RHEME_FN I float_to_bits(V x) { return (I)x; }
   RHEME_FN I to_int(V x) { return __builtin_convertvector(x, I); }  // exact values only
   RHEME_FN V to_float(I x) { return __builtin_convertvector(x, V); }
+  RHEME_FN V scale(V p, V n) {
+#if defined(__AVX512F__)
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return scale_f32<Simd<float>>(p, n);
+#endif
+  }
   RHEME_FN V exp(V x) { return exp_f32<Simd<float>>(x); }
   RHEME_FN V log(V x) { return log_f32<Simd<float>>(x); }
   RHEME_FN V tanh(V x) { return tanh_f32<Simd<float>>(x); }
