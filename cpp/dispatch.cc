@@ -36,6 +36,7 @@ namespace {
   ns::fill_gemm(k);           \
   ns::fill_layer_norm(k);     \
   ns::fill_lstm(k);           \
+  ns::fill_lstm_backward(k);  \
   ns::fill_optim(k);          \
   ns::fill_quantized(k);      \
   ns::fill_quantized_lstm(k); \

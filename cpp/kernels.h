@@ -490,6 +490,7 @@ void use_kernels(const Kernels*);
   void fill_gemm(Kernels&);           \
   void fill_layer_norm(Kernels&);     \
   void fill_lstm(Kernels&);           \
+  void fill_lstm_backward(Kernels&);  \
   void fill_optim(Kernels&);          \
   void fill_quantized(Kernels&);      \
   void fill_quantized_lstm(Kernels&); \

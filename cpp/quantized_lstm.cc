@@ -3,6 +3,7 @@
 //
 // The layout, the order of rows and the two ways to share the work among threads are those of lstm.cc. With int8, each step's x
 // is rounded by a scale of its own, and h, which lies in (-1, 1), by 1 / 127: each unit is rounded once, where it is made.
+#include "lstm_plan.h"
 #include "quantized.h"
 
 namespace rheme {
@@ -13,28 +14,6 @@ constexpr long kUnits = 16;  // per panel
 constexpr float kHiddenScale = 1.0f / 127.0f;
 
 // Rows by falling length (equal ones in order), dealt out to `groups` tasks a direction.
-struct Plan {
-  const QuantizedLstmArgs& a;
-  long groups;
-  Scratch<long> order;
-
-  Plan(const QuantizedLstmArgs& args, long threads) : a(args), groups(ceil_div(threads, a.directions)), order(a.batch) {
-    // Where there are rows enough, two tasks a thread: one that is kept off its core leaves the other half to the rest.
-    if (threads > 1 && a.batch >= 24 * groups) groups *= 2;
-    groups = max_long(1, min_long(a.batch, groups));
-    if (!a.lengths) {
-      for (long n = 0; n < a.batch; ++n) order.data[n] = n;
-      return;
-    }
-    Scratch<long> start(a.time + 2);  // a counting sort
-    for (long l = 0; l <= a.time + 1; ++l) start.data[l] = 0;
-    for (long n = 0; n < a.batch; ++n) ++start.data[a.time - a.lengths[n] + 1];
-    for (long l = 0; l <= a.time; ++l) start.data[l + 1] += start.data[l];
-    for (long n = 0; n < a.batch; ++n) order.data[start.data[a.time - a.lengths[n]]++] = n;
-  }
-  long length(long n) const { return a.lengths ? a.lengths[n] : a.time; }
-};
-
 // One direction of some rows through all their steps.
 template <class P>
 struct Sequence {
@@ -53,8 +32,8 @@ struct Sequence {
   Scratch<float> cell;      // [panels][rows][16]: what a tile of rows needs lies together, as in the gates
   Scratch<Element> states;  // [2][rows][pitch]: h before the even steps, and before the odd ones
 
-  Sequence(const Plan& plan, long direction_, long group, long groups)
-      : a(plan.a),
+  Sequence(const QuantizedLstmArgs& args, const Plan& plan, long direction_, long group, long groups)
+      : a(args),
         direction(direction_),
         rows((a.batch - group + groups - 1) / groups),
         steps(0),
@@ -211,8 +190,8 @@ struct Sequence {
 
 // Some rows of one direction through all steps, by one thread.
 template <class P>
-void run_rows(const Plan& plan, long task) {
-  const Sequence<P> q(plan, task / plan.groups, task % plan.groups, plan.groups);
+void run_rows(const QuantizedLstmArgs& a, const Plan& plan, long task) {
+  const Sequence<P> q(a, plan, task / plan.groups, task % plan.groups, plan.groups);
   // The input product covers some steps at a time: enough rows to reuse each panel, few enough to stay in the L2 cache.
   const long chunk = max_long(1, min_long(q.steps, ceil_div(48, max_long(1, q.rows))));
   PreparedRows<P> x(chunk * q.rows, q.a.input);
@@ -230,62 +209,21 @@ void run_rows(const Plan& plan, long task) {
   q.finish();
 }
 
-// A few rows on several threads: each keeps the weights of its own hidden units in its cache for all steps. A share of a step
-// starts when all shares have done the step before; a thread that waits for long takes the share of one that is away.
-struct Shares {
-  static constexpr long kLine = 8, kPatience = 5000, kShort = 50;
-  long count, steps;
-  long* done;     // shares done, all steps together
-  long* claimed;  // per share, a cache line apart: steps taken
-
-  template <class F>
-  void run(long own, F body) const {
-    long patience = kPatience;
-    for (long s = 0; s < steps; ++s) {
-      long share = own, spins = 0;
-      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < s * count) pause();
-      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < (s + 1) * count) {
-        long expected = s;
-        if (__atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
-          body(s, share);
-          __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
-          continue;
-        }
-        if (++spins > patience) {
-          share = (share + 1) % count;
-          patience = kShort;  // its owner is away, or this thread runs alone
-        }
-        pause();
-      }
-    }
-  }
-
- private:
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-};
-
 template <class P>
-void run_stationary(const Plan& plan, long direction, long shares) {
-  const Sequence<P> q(plan, direction, 0, 1);
-  Scratch<long> first(q.steps + 1), counters((shares + 1) * Shares::kLine);
+void run_shared(const QuantizedLstmArgs& a, const Plan& plan, long direction, long shares) {
+  const Sequence<P> q(a, plan, direction, 0, 1);
+  Scratch<long> first(q.steps + 1);
   first.data[0] = 0;
   for (long s = 0; s < q.steps; ++s) first.data[s + 1] = first.data[s] + q.live(s);
-  for (long i = 0; i < (shares + 1) * Shares::kLine; ++i) counters.data[i] = 0;
   const long count = first.data[q.steps];
   PreparedRows<P> x(count, q.a.input);
   Scratch<float> gates(count * q.panels * kPanel);
   q.place(0, q.steps, x);
-  const Shares all = {shares, q.steps, counters.data, counters.data + Shares::kLine};
+  const Shares steps(shares, q.steps);
   parallel(shares, [&](long own) {
     // A share's gates are read by that share alone, so its first step may start while others still make theirs; whoever takes
     // over a share that its owner never came to makes the inputs first.
-    all.run(own, [&](long s, long share) {
+    steps.run(own, [&](long s, long share) {
       const long p0 = share * q.panels / shares, p1 = (share + 1) * q.panels / shares;
       if (s == 0) q.input_product(x, count, gates.data, p0, p1);
       q.step(s, gates.data + first.data[s] * kPanel, count, p0, p1);
@@ -298,19 +236,19 @@ template <class P>
 void run(const QuantizedLstmArgs& a) {
   const long step = 4 * a.batch * a.hidden * a.hidden, work = a.time * (step + 4 * a.batch * a.hidden * a.input);
   const long threads = a.directions * work < 1500000 ? 1 : num_threads();  // less is done before another thread wakes up
-  const Plan plan(a, threads);
+  const Plan plan(a.batch, a.time, a.directions, a.lengths, threads, 12);
   if (threads == 1) {
-    for (long d = 0; d < a.directions; ++d) run_rows<P>(plan, d);
+    for (long d = 0; d < a.directions; ++d) run_rows<P>(a, plan, d);
     return;
   }
   // Below two rows a thread the weights, not the rows, are worth sharing out: where all steps take some 50 us, and each is long
   // beside the wait for the others at its end (with 256 units one thread was as quick as two, with 512 two were 1.6 times so).
   if (a.directions < threads && a.batch < 2 * threads && work >= 7500000 && step >= 500000) {
     const long shares = min_long(threads, lstm_columns(a.hidden) / kPanel);
-    for (long d = 0; d < a.directions; ++d) run_stationary<P>(plan, d, shares);
+    for (long d = 0; d < a.directions; ++d) run_shared<P>(a, plan, d, shares);
     return;
   }
-  parallel(a.directions * plan.groups, [&plan](long task) { run_rows<P>(plan, task); });
+  parallel(a.directions * plan.groups, [&](long task) { run_rows<P>(a, plan, task); });
 }
 
 void lstm(const QuantizedLstmArgs& a) {

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <string_view>
 #include <thread>
 
 namespace rheme {
@@ -93,7 +94,10 @@ struct Pool {
     state.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (int spin = 0; state.load(std::memory_order_acquire) != 0; ++spin) {
       pause_briefly();
-      if (spin > 2000) sched_yield();
+      if (spin > 4000)
+        rest();
+      else if (spin > 2000)
+        sched_yield();
     }
   }
 };
@@ -138,6 +142,16 @@ int default_threads() {
 std::atomic<int> threads{0};
 
 }  // namespace
+
+void rest() { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+
+int lstm_plan() {
+  static const int plan = [] {
+    const char* name = std::getenv("RHEME_LSTM_PLAN");
+    return !name ? 0 : std::string_view(name) == "rows" ? 1 : std::string_view(name) == "units" ? 2 : 0;
+  }();
+  return plan;
+}
 
 int num_threads() {
   int n = threads.load(std::memory_order_relaxed);

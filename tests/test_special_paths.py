@@ -1,5 +1,8 @@
 """What goes another way than the other sizes: results past the caches, one step of one row."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -81,3 +84,37 @@ def test_gaussian_kl_streamed_has_the_bits_of_a_part(isa: str, rng: np.random.Ge
     part = slice(12_345, 12_400)
     for whole, few in zip(both(slice(None)), both(part), strict=True):
         np.testing.assert_array_equal(whole[part], few)
+
+
+PLANS = """
+import hashlib
+import numpy as np
+from rheme import _core, ops
+
+rng = np.random.default_rng(0)
+_core.set_num_threads(n=THREADS)
+digest = hashlib.sha256()
+for directions, reverse in ((1, False), (1, True), (2, False)):
+    x, (w_ih, w_hh) = rng.standard_normal((6, 5, 40), np.float32), rng.standard_normal((2, directions, 520, 130), np.float32)
+    w_ih, bias = w_ih[:, :, :40].copy(), [rng.standard_normal(520, np.float32)] * directions
+    lengths = np.array([3, 6, 0, 6, 1])
+    y, h, c, gates, cells = ops.lstm(x, list(w_ih), list(w_hh), bias, lengths, None, None, reverse=reverse, save=True)
+    dy = rng.standard_normal(y.shape, np.float32)
+    back = ops.lstm_backward(dy, h, c, x, lengths, None, None, list(w_ih), list(w_hh), y, gates, cells, reverse)
+    for array in (y, h, c, back[0], back[1], back[2], *back[3], *back[4], *back[5]):
+        digest.update(array.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_either_plan_has_the_same_bits() -> None:
+    """Rows or hidden units shared out, three threads, forward and back; a process reads the plan once."""
+
+    def digest(threads: int, plan: str) -> str:
+        env = {**os.environ, "RHEME_LSTM_PLAN": plan}
+        program = PLANS.replace("THREADS", str(threads))
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert len({digest(1, "rows"), digest(3, "rows"), digest(3, "units"), digest(2, "units")}) == 1

@@ -1,0 +1,119 @@
+// Two ways to give a recurrent layer's work to threads: rows of their own through all steps, with no barrier, or hidden units
+// of their own at every step, whose weights then stay in a thread's cache. Included by kernel files only; internal linkage
+// throughout.
+#pragma once
+
+#include "gemm.h"
+
+namespace rheme {
+namespace RHEME_NS {
+namespace {
+
+// Rows by falling length (equal ones in order), so that at each step the rows still alive are a prefix, and the split of
+// directions x rows into tasks: row r of group g is order[r * groups + g].
+struct Plan {
+  long batch, time, groups;
+  const int64_t* lengths;
+  Scratch<long> order;
+
+  Plan(long batch_, long time_, long directions, const int64_t* lengths_, long threads, long least_rows)
+      : batch(batch_), time(time_), groups(ceil_div(threads, directions)), lengths(lengths_), order(batch_) {
+    // Where each gets `least_rows`, two tasks a thread: one that is kept off its core leaves the other half to the rest.
+    if (threads > 1 && batch >= 2 * least_rows * groups) groups *= 2;
+    groups = max_long(1, min_long(batch, groups));
+    if (!lengths) {
+      for (long n = 0; n < batch; ++n) order.data[n] = n;
+      return;
+    }
+    Scratch<long> start(time + 2);  // a counting sort
+    for (long l = 0; l <= time + 1; ++l) start.data[l] = 0;
+    for (long n = 0; n < batch; ++n) ++start.data[time - lengths[n] + 1];
+    for (long l = 0; l <= time; ++l) start.data[l + 1] += start.data[l];
+    for (long n = 0; n < batch; ++n) order.data[start.data[time - lengths[n]]++] = n;
+  }
+  long length(long n) const { return lengths ? lengths[n] : time; }
+};
+
+// Steps done together: a share of a step starts when all shares have done the step before. A thread takes its own share; one
+// that it finds waiting for long it takes from its owner, and when there is none to take it leaves its core for a while, so
+// that a thread kept off its core by a neighbour delays the others without stopping them.
+struct Shares {
+  static constexpr long kLine = 8, kPatience = 5000, kShort = 50, kRest = 10000;
+  long count, steps;
+  Scratch<long> counters;
+
+  Shares(long count_, long steps_) : count(count_), steps(steps_), counters((count_ + 1) * kLine) {
+    for (long i = 0; i < (count + 1) * kLine; ++i) counters.data[i] = 0;
+  }
+
+  // body(step, share) for all steps, by this thread and those that run it with other shares as their own.
+  template <class F>
+  void run(long own, F body) const {
+    long* done = counters.data;             // shares done, all steps together
+    long* claimed = counters.data + kLine;  // per share, a cache line apart: steps taken
+    long patience = kPatience;
+    for (long s = 0; s < steps; ++s) {
+      long share = own, spins = 0;
+      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < (s + 1) * count) {
+        long expected = s;
+        if (__atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+          body(s, share);
+          __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
+          spins = 0;
+          continue;
+        }
+        if (++spins > kRest) {
+          rest();
+        } else if (spins > patience) {
+          share = (share + 1) % count;
+          patience = kShort;  // its owner is away, or this thread runs alone
+        }
+        pause();
+      }
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+};
+
+// Calls body(0) ... body(tasks - 1), on all threads where there is work for them.
+template <class F>
+void share(long tasks, long operations, F body) {
+  if (operations >= kWorthSharing) return parallel(tasks, body);
+  for (long i = 0; i < tasks; ++i) body(i);
+}
+
+constexpr long kWorthWaking = 131072;  // weights times rows of a step; less is done before another thread wakes up
+
+// What a step of some rows takes a thread, in the time of a multiply-add: as long as the products, or as reading the weights,
+// whichever is longer. Measured on a Zen 5 core (1 MB of L2): a float from the L2 takes as long as 4 multiply-adds, one from
+// the L3 as long as 24 (`benchmarks/scaling.py`).
+static inline double step_cost(double weights, long rows, double bytes_each) {
+  constexpr double kL2 = 768 << 10, kFromL2 = 1.0, kFromL3 = 6.0;  // multiply-adds a byte
+  const double bytes = weights * bytes_each, reading = bytes * (bytes <= kL2 ? kFromL2 : kFromL3);
+  const double products = weights * static_cast<double>(rows);
+  return products > reading ? products : reading;
+}
+
+// Whether hidden units rather than rows are shared out. `weights` are those of the recurrent product of one direction, in
+// `panels` that are not divided.
+static inline bool shares_units(long batch, long directions, double weights, long panels, double bytes_each) {
+  constexpr double kBarrier = 40000;  // multiply-adds: about 0.5 us
+  const long threads = num_threads();
+  if (threads < 2 || panels < threads || directions >= threads) return false;
+  if (const int forced = lstm_plan()) return forced == 2;
+  const double by_rows = step_cost(weights, ceil_div(batch * directions, threads), bytes_each);
+  const double largest = weights * static_cast<double>(ceil_div(panels, threads)) / static_cast<double>(panels);
+  return static_cast<double>(directions) * (step_cost(largest, batch, bytes_each) + kBarrier) < by_rows;
+}
+
+}  // namespace
+}  // namespace RHEME_NS
+}  // namespace rheme
