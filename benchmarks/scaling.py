@@ -1,6 +1,7 @@
 """How time grows with length, batch, width, vocabulary and threads: `python benchmarks/scaling.py [--out scaling.json]`.
 
 One size moves at a time, the others stay at T 50, N 16, H 256, V 10,000. Per-token medians to standard output, JSON and a plot.
+Then the two ways to share out an LSTM among two threads, rows and hidden units, each forced, beside the one that is chosen.
 Last, a neighbour: the same work on two threads while another process keeps one core busy, against one thread beside it.
 """
 
@@ -23,6 +24,7 @@ from rheme import functional as F
 
 rng = np.random.default_rng(0)
 AXES = {"T": (1, 5, 20, 50, 100, 200), "N": (1, 2, 4, 8, 16, 32, 64), "H": (64, 128, 256, 512, 1024)}
+Table = dict[str, dict[str, dict[str, dict[str, float]]]]  # axis, work, threads, size: microseconds per token
 VOCABULARIES = (1_000, 3_000, 10_000, 30_000, 100_000)
 
 
@@ -74,9 +76,44 @@ def vocabulary_calls(V: int, N: int = 64, H: int = 256) -> dict[str, tuple[Calla
     }
 
 
+def plan_times() -> dict[str, float]:
+    """Microseconds a call on two threads, by the plan that the environment forces, or the one chosen."""
+    rheme.set_num_threads(2)
+    found = {}
+    for H in (256, 512, 650, 1024):
+        for N in (1, 2, 4, 8, 12, 20, 32):
+            for work, (call, _) in lstm_calls(20, N, H).items():
+                found[f"{work}, T20 N{N} H{H}"] = seconds(call, 0.03) * 1e6
+    return found
+
+
+def plans(rounds: int = 3) -> dict[str, dict[str, float]]:
+    """Of each plan, in processes that take turns: medians."""
+    taken: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for plan in ("rows", "units", "chosen"):
+            env = {**os.environ, "RHEME_LSTM_PLAN": plan} if plan != "chosen" else None
+            done = subprocess.run(
+                [sys.executable, __file__, "--plan-times"], env=env, check=True, capture_output=True, text=True
+            )
+            for case, value in json.loads(done.stdout).items():
+                taken.setdefault(case, {}).setdefault(plan, []).append(value)
+    return {case: {plan: median(values) for plan, values in of.items()} for case, of in taken.items()}
+
+
 def neighbour() -> dict[str, float]:
-    """Microseconds per token of LSTM training, quiet and beside a process that never rests."""
-    call, tokens = lstm_calls(50, 16, 256)["LSTM, training"]
+    """Microseconds per token, quiet and beside a process that never rests: rows shared out, then hidden units."""
+    return {
+        f"{work}, {name}": taken
+        for work, calls in (
+            ("training N16 H256", lstm_calls(50, 16, 256)["LSTM, training"]),
+            ("inference N1 H512", lstm_calls(50, 1, 512)["LSTM, inference"]),
+        )
+        for name, taken in beside_neighbour(*calls).items()
+    }
+
+
+def beside_neighbour(call: Callable[[], Any], tokens: int) -> dict[str, float]:
     found = {}
     for busy in (False, True):
         child = None
@@ -88,7 +125,7 @@ def neighbour() -> dict[str, float]:
             for threads in (1, 2):
                 rheme.set_num_threads(threads)
                 name = f"{threads} thread{'s' * (threads > 1)}, {'beside a busy process' if busy else 'alone'}"
-                found[name] = seconds(call, 2.0) / tokens * 1e6
+                found[name] = seconds(call, 1.5) / tokens * 1e6
         finally:
             if child:
                 child.kill()
@@ -96,7 +133,7 @@ def neighbour() -> dict[str, float]:
     return found
 
 
-def plot(table: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) -> None:
+def plot(table: Table, path: Path) -> None:
     try:
         import matplotlib
 
@@ -122,12 +159,15 @@ def plot(table: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) -
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scaling.json"))
-    arguments = parser.parse_args()
+def print_plans(found: dict[str, dict[str, float]]) -> None:
+    for case, of in found.items():
+        slower = "" if of["chosen"] <= 1.1 * min(of["rows"], of["units"]) else "  <- not the faster"
+        print(f"{case}: rows {of['rows']:.0f} us, units {of['units']:.0f} us, chosen {of['chosen']:.0f} us{slower}")
+
+
+def sizes() -> Table:
     base = {"T": 50, "N": 16, "H": 256}
-    table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    table: Table = {}
     for axis, values in [*AXES.items(), ("V", VOCABULARIES)]:
         for value in values:
             calls = vocabulary_calls(value) if axis == "V" else lstm_calls(**{**base, axis: value})
@@ -137,11 +177,28 @@ def main() -> None:
                     taken = seconds(call) / tokens * 1e6
                     table.setdefault(axis, {}).setdefault(work, {}).setdefault(str(threads), {})[str(value)] = taken
                     print(f"{axis} {value}, {work}, {threads} threads: {taken:.2f} us per token", flush=True)
-    beside = neighbour()
-    for name, taken in beside.items():
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scaling.json"))
+    parser.add_argument("--only", default="sizes,plans,neighbour", help="parts, by comma")
+    parser.add_argument("--plan-times", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plan_times:
+        print(json.dumps(plan_times()))
+        return
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for part in arguments.only.split(","):
+        found[part] = {"sizes": sizes, "plans": plans, "neighbour": neighbour}[part]()
+        arguments.out.write_text(json.dumps(found, indent=1))
+    if "plans" in found:
+        print_plans(found["plans"])
+    for name, taken in found.get("neighbour", {}).items():
         print(f"{name}: {taken:.2f} us per token")
-    arguments.out.write_text(json.dumps({"table": table, "neighbour": beside}, indent=1))
-    plot(table, arguments.out.with_suffix(".svg"))
+    if "sizes" in found:
+        plot(found["sizes"], arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

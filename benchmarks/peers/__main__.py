@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bars
 import limits
 import numpy as np
 import report
@@ -234,7 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.report:
-        text = report.tables(results)
+        text = f"{bars.table(results)}\n\n{report.tables(results)}"
         print(text)
         report.write(text, HERE.parent / "RESULTS.md")
         report.plot(results, arguments.out.with_suffix(".svg"))

@@ -87,16 +87,21 @@ def tables(results: dict[str, Any]) -> str:
         if not keys:
             continue
         names = [n for n in PEERS if any(n in entries[k]["ways"] for k in keys)]
+        memory = ["peak MB"] if work == "train_step" else []
         out += [f"### {title}", ""]
-        out.append("| " + " | ".join(["case", "threads", "rheme", "of the limit", *names, "as installed", "tuned"]) + " |")
-        out.append("|" + "---|" * (len(names) + 6))
+        out.append(
+            "| " + " | ".join(["case", "threads", "rheme", "of the limit", *names, "as installed", "tuned", *memory]) + " |"
+        )
+        out.append("|" + "---|" * (len(names) + len(memory) + 6))
         for key in keys:
             entry = entries[key]
             ours, installed, tuned = ratios(entry)
             cells = [key[1] + (f" ({key[3]})" if key[3] else ""), str(key[2]), duration(ours)]
             cells.append(f"{100 * entry['floor'] / ours:.0f} % {entry['floor_by']}")
             cells += [duration(best(entry, [name])[0]) for name in names]
-            out.append("| " + " | ".join([*cells, times(installed), times(tuned)]) + " |")
+            if memory:
+                memory = [", ".join(f"{name} {size:.0f}" for name, size in entry["peak_megabytes"].items())]
+            out.append("| " + " | ".join([*cells, times(installed), times(tuned), *memory]) + " |")
         for threads in sorted({k[2] for k in keys if not k[3]}):
             of = [ratios(entries[k]) for k in keys if k[2] == threads and not k[3]]
             out.append("")
@@ -104,6 +109,13 @@ def tables(results: dict[str, Any]) -> str:
                 f"{threads} thread{'s' * (threads > 1)}: the best peer takes {times(geometric([r[1] for r in of]))} times as "
                 f"long as installed and {times(geometric([r[2] for r in of]))} tuned (geometric means), "
                 f"{times(min(r[2] for r in of))} at the least."
+            )
+        for isa, threads in sorted({(k[3], k[2]) for k in keys if k[3]}):
+            shares = [100 * entries[k]["floor"] / ratios(entries[k])[0] for k in keys if (k[3], k[2]) == (isa, threads)]
+            out.append("")
+            out.append(
+                f"{isa}, {threads} thread{'s' * (threads > 1)}: {geometric(shares):.0f} % of its own limit in the geometric "
+                f"mean, {min(shares):.0f} % at the least."
             )
         out.append("")
     if "start" in results:
