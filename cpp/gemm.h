@@ -45,9 +45,10 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-// MR rows x NV vectors, k values of one block. a[r] points at the row's first k; packed instead: a[0] is [k][MR].
-template <class T, int MR, int NV, bool PACKED>
-RHEME_FN void tile(const T* const* a, long k, const T* panel, T* const* c, long column, bool accumulate) {
+// MR rows x NV vectors, k values of one block. a[r] points at the row's first k; packed instead: a[0] is [k][MR]. AHEAD:
+// fetches k lines of 64 bytes from `ahead` on into the L2 cache.
+template <class T, int MR, int NV, bool PACKED, bool AHEAD>
+RHEME_FN void tile(const T* const* a, long k, const T* panel, T* const* c, long column, bool accumulate, const T* ahead) {
   typedef Simd<T> S;
   typedef typename S::V V;
   V acc[MR][NV];
@@ -59,6 +60,7 @@ RHEME_FN void tile(const T* const* a, long k, const T* panel, T* const* c, long 
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) row[r] = PACKED ? a[0] : a[r];
   for (long i = 0; i < k; ++i) {
+    if constexpr (AHEAD) __builtin_prefetch(ahead + i * (64 / sizeof(T)), 0, 2);
     V b[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) b[j] = S::load(panel + i * kPanel + j * S::W);
@@ -79,23 +81,42 @@ RHEME_FN void tile(const T* const* a, long k, const T* panel, T* const* c, long 
 }
 
 // The 64 (or fewer) columns of a panel for one tile of rows. c must have room for `columns` rounded up to whole vectors.
-template <class T, int MR, bool PACKED>
-static void tile_columns(const T* const* a, long k, const T* panel, T* const* c, long columns, bool accumulate) {
+template <class T, int MR, bool PACKED, bool AHEAD = false>
+static void tile_columns(const T* const* a, long k, const T* panel, T* const* c, long columns, bool accumulate,
+                         const T* ahead = nullptr) {
   constexpr long W = Simd<T>::W;
   constexpr int NV = RHEME_REGISTERS == 32 ? 4 : 2;
   long j = 0;
-  for (; columns - j > (NV - 1) * W; j += NV * W) tile<T, MR, NV, PACKED>(a, k, panel + j, c, j, accumulate);
+  if constexpr (AHEAD)
+    if (columns > (NV - 1) * W) {
+      tile<T, MR, NV, PACKED, true>(a, k, panel, c, 0, accumulate, ahead);
+      j = NV * W;
+    }
+  for (; columns - j > (NV - 1) * W; j += NV * W) tile<T, MR, NV, PACKED, false>(a, k, panel + j, c, j, accumulate, nullptr);
   if (columns <= j) return;
   const long left = ceil_div(columns - j, W);
-  if (left == 1) tile<T, MR, 1, PACKED>(a, k, panel + j, c, j, accumulate);
+  if (left == 1) tile<T, MR, 1, PACKED, false>(a, k, panel + j, c, j, accumulate, nullptr);
   if constexpr (NV == 4) {
-    if (left == 2) tile<T, MR, 2, PACKED>(a, k, panel + j, c, j, accumulate);
-    if (left == 3) tile<T, MR, 3, PACKED>(a, k, panel + j, c, j, accumulate);
+    if (left == 2) tile<T, MR, 2, PACKED, false>(a, k, panel + j, c, j, accumulate, nullptr);
+    if (left == 3) tile<T, MR, 3, PACKED, false>(a, k, panel + j, c, j, accumulate, nullptr);
   }
 }
 
+// A quarter of the panel that comes next, of k lines, for tile number t of this one to fetch: multiply-adds then hide the time
+// that the L3 cache or the memory takes. Null where there is none; few rows leave no time for it.
+template <class T>
+RHEME_FN const T* quarter(const T* next, long k, long t) {
+  return next && t < 4 ? next + t * k * (kPanel / 4) : nullptr;
+}
+
 template <class T, bool PACKED>
-static void tile_rows(long rows, const T* const* a, long k, const T* panel, T* const* c, long columns, bool accumulate) {
+static void tile_rows(long rows, const T* const* a, long k, const T* panel, T* const* c, long columns, bool accumulate,
+                      const T* ahead = nullptr) {
+  if (ahead && rows >= 4) {
+    if (rows == 4) return tile_columns<T, 4, PACKED, true>(a, k, panel, c, columns, accumulate, ahead);
+    if (rows == 5) return tile_columns<T, 5, PACKED, true>(a, k, panel, c, columns, accumulate, ahead);
+    return tile_columns<T, 6, PACKED, true>(a, k, panel, c, columns, accumulate, ahead);
+  }
   switch (rows) {
     case 1:
       return tile_columns<T, 1, PACKED>(a, k, panel, c, columns, accumulate);
@@ -171,8 +192,9 @@ struct Product {
       for (long p = p0; p < p1; ++p) {
         const long first = p * kPanel, columns = min_long(kPanel, n - first);
         const T* panel = panels + ((p - first_panel) * k + k0) * kPanel;
+        const T* next = p + 1 < p1 ? panel + k * kPanel : nullptr;
         const T* pack = packed.data;
-        for (long i = m0; i < m1;) {
+        for (long i = m0, t = 0; i < m1; ++t) {
           const long rows = next_tile(m1 - i);
           // Whole vectors are written, so a ragged last panel, and rows that stand nowhere, go through `edge`.
           bool direct = columns % Simd<T>::W == 0;
@@ -192,10 +214,11 @@ struct Product {
               for (long j = 0; j < columns; ++j) targets[r][j] = bias[first + j];
           }
           const bool add = !start || bias;
+          const T* ahead = quarter(next, depth, t);
           if (a_transposed)
-            tile_rows<T, true>(rows, rows_a, depth, panel, targets, columns, add);
+            tile_rows<T, true>(rows, rows_a, depth, panel, targets, columns, add, ahead);
           else
-            tile_rows<T, false>(rows, rows_a, depth, panel, targets, columns, add);
+            tile_rows<T, false>(rows, rows_a, depth, panel, targets, columns, add, ahead);
           if (!direct)
             for (long r = 0; r < rows; ++r)
               if (rows_c[r])

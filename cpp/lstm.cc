@@ -125,7 +125,8 @@ struct Forward {
   void input_product(const Sequence<T>& q, long count, const T* const* x, T* const* gates, long p0, long p1) const {
     for (long p = p0; p < p1; ++p) {
       const T* panel = a.panels_ih[q.direction] + p * a.input * kPanel;
-      for (long i = 0; i < count;) {
+      const T* next = p + 1 < p1 ? panel + a.input * kPanel : nullptr;
+      for (long i = 0, t = 0; i < count; ++t) {
         const long rows = next_tile(count - i);
         const T* from[kTileRows];
         T* to[kTileRows];
@@ -135,7 +136,8 @@ struct Forward {
         }
         for (long k0 = 0; k0 < a.input; k0 += kBlock) {
           for (long r = 0; r < rows; ++r) from[r] = x[i + r] + k0;
-          tile_rows<T, false>(rows, from, min_long(kBlock, a.input - k0), panel + k0 * kPanel, to, kPanel, true);
+          const long depth = min_long(kBlock, a.input - k0), at = k0 * kPanel;
+          tile_rows<T, false>(rows, from, depth, panel + at, to, kPanel, true, quarter(next ? next + at : next, depth, t));
         }
         i += rows;
       }
@@ -162,7 +164,8 @@ struct Forward {
     for (long turn = p0; turn < p1; ++turn) {
       const long p = s % 2 ? p1 - 1 - (turn - p0) : turn;
       const T* panel = a.panels_hh[q.direction] + p * hidden * kPanel;
-      for (long i = 0; i < live;) {
+      const T* next = turn + 1 == p1 ? nullptr : panel + (s % 2 ? -hidden : hidden) * kPanel;
+      for (long i = 0, t = 0; i < live; ++t) {
         const long rows = next_tile(live - i);
         const T* from[kTileRows];
         T* to[kTileRows];
@@ -170,7 +173,8 @@ struct Forward {
         if (recurrent)
           for (long k0 = 0; k0 < hidden; k0 += kBlock) {
             for (long r = 0; r < rows; ++r) from[r] = previous.data[i + r] + k0;
-            tile_rows<T, false>(rows, from, min_long(kBlock, hidden - k0), panel + k0 * kPanel, to, kPanel, true);
+            const long depth = min_long(kBlock, hidden - k0), at = k0 * kPanel;
+            tile_rows<T, false>(rows, from, depth, panel + at, to, kPanel, true, quarter(next ? next + at : next, depth, t));
           }
         for (long r = 0; r < rows; ++r) {
           T* c = q.cell.data + (i + r) * padded + p * kUnits;

@@ -108,8 +108,10 @@ struct Backward {
     }
     for (long p = p0; p < p1; ++p)
       for (long k0 = 0; k0 < columns; k0 += kBlock) {
+        const long depth = min_long(kBlock, columns - k0);
         const T* panel = panels_hh[q.direction] + (p * columns + k0) * kPanel;
-        for (long i = 0; i < live;) {
+        const T* next = k0 + depth < columns || p + 1 < p1 ? panel + depth * kPanel : nullptr;
+        for (long i = 0, t = 0; i < live; ++t) {
           const long count = next_tile(live - i);
           const T* from[kTileRows];
           T* to[kTileRows];
@@ -117,8 +119,8 @@ struct Backward {
             from[r] = step_gates.data[i + r] + k0;
             to[r] = q.dh.data + (i + r) * width + p * kPanel;
           }
-          tile_rows<T, false>(count, from, min_long(kBlock, columns - k0), panel, to, min_long(kPanel, hidden - p * kPanel),
-                              k0 > 0);
+          tile_rows<T, false>(count, from, depth, panel, to, min_long(kPanel, hidden - p * kPanel), k0 > 0,
+                              quarter(next, depth, t));
           i += count;
         }
       }
