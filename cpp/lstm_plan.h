@@ -92,26 +92,26 @@ void share(long tasks, long operations, F body) {
 
 constexpr long kWorthWaking = 131072;  // weights times rows of a step; less is done before another thread wakes up
 
-// What a step of some rows takes a thread, in the time of a multiply-add: as long as the products, or as reading the weights,
-// whichever is longer. Measured on a Zen 5 core (1 MB of L2): a float from the L2 takes as long as 4 multiply-adds, one from
-// the L3 as long as 24 (`benchmarks/scaling.py`).
+// What a step of some rows takes a thread, in multiply-adds: the products, and as many as fit into the time of reading the
+// weights once. The bandwidths are those of a Zen 5 core (1 MB of L2; `benchmarks/peers/limits.cc`): 253 and 124 GB/s beside
+// 144 thousand million multiply-adds a second.
 static inline double step_cost(double weights, long rows, double bytes_each) {
-  constexpr double kL2 = 768 << 10, kFromL2 = 1.0, kFromL3 = 6.0;  // multiply-adds a byte
-  const double bytes = weights * bytes_each, reading = bytes * (bytes <= kL2 ? kFromL2 : kFromL3);
-  const double products = weights * static_cast<double>(rows);
-  return products > reading ? products : reading;
+  constexpr double kL2 = 1 << 20, kFromL2 = 0.57, kFromL3 = 1.16;  // multiply-adds a byte
+  const double bytes = weights * bytes_each;
+  return weights * static_cast<double>(rows) + bytes * (bytes <= kL2 ? kFromL2 : kFromL3);
 }
 
 // Whether hidden units rather than rows are shared out. `weights` are those of the recurrent product of one direction, in
 // `panels` that are not divided.
 static inline bool shares_units(long batch, long directions, double weights, long panels, double bytes_each) {
-  constexpr double kBarrier = 40000;  // multiply-adds: about 0.5 us
+  // 2 us a step, and the time by which the last thread is late on a machine with other work (`benchmarks/scaling.py`).
+  constexpr double kBarrier = 300000, kLate = 1.3;
   const long threads = num_threads();
   if (threads < 2 || panels < threads || directions >= threads) return false;
   if (const int forced = lstm_plan()) return forced == 2;
   const double by_rows = step_cost(weights, ceil_div(batch * directions, threads), bytes_each);
   const double largest = weights * static_cast<double>(ceil_div(panels, threads)) / static_cast<double>(panels);
-  return static_cast<double>(directions) * (step_cost(largest, batch, bytes_each) + kBarrier) < by_rows;
+  return kLate * static_cast<double>(directions) * (step_cost(largest, batch, bytes_each) + kBarrier) < by_rows;
 }
 
 }  // namespace
