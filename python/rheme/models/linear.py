@@ -27,10 +27,6 @@ _PART = 256  # texts at once
 _SMOOTHING = 1.0  # added to each count of texts
 _ALPHA = 0.1  # added to each sum of weights
 _EVIDENCE = 3.0  # what an n-gram's evidence counts beside the prior of a label
-_ALPHA = 0.1  # added to each sum of weights
-_EVIDENCE = 3.0  # what an n-gram's evidence counts beside the prior of a label
-# Of the log ratio. Held-out fifths of SST-2 and TREC: 80.5 and 84.9 with 0, 81.2 and 86.2 with 0.5, 80.5 and 85.7 with 1.
-_POWER = 0.5
 
 
 def score_bags(weights: Array, bags: Sequence[Bag]) -> Array:
