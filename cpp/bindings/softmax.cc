@@ -125,9 +125,15 @@ auto softmax_backward_like(Member member) {
   };
 }
 
-void check_smoothing(double label_smoothing) {
+// What every cross-entropy is asked beside its m rows and v classes.
+template <class Args>
+void take_targets(Args& a, const py::array& targets, int64_t ignore_index, double label_smoothing) {
   if (!(label_smoothing >= 0 && label_smoothing <= 1))
     refuse("label_smoothing", std::to_string(label_smoothing) + ", wanted 0..1");
+  a.ignore_index = ignore_index;
+  a.label_smoothing = label_smoothing;
+  a.targets = checked<int64_t>(targets, "targets", {a.m});
+  check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
 }
 
 py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64_t ignore_index, double label_smoothing) {
@@ -136,12 +142,8 @@ py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64
     CrossEntropyArgs<T> a{};
     a.m = axis(logits, "logits", 0, 2);
     a.v = axis(logits, "logits", 1, 2);
-    a.ignore_index = ignore_index;
-    a.label_smoothing = label_smoothing;
-    check_smoothing(label_smoothing);
     a.logits = checked<T>(logits, "logits", {-1, -1});
-    a.targets = checked<int64_t>(targets, "targets", {a.m});
-    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    take_targets(a, targets, ignore_index, label_smoothing);
     py::array loss = make<T>({a.m}), lse = make<T>({a.m});
     a.loss = data<T>(loss);
     a.lse = data<T>(lse);
@@ -157,13 +159,9 @@ py::array cross_entropy_backward(const py::array& dloss, const py::array& logits
     CrossEntropyBackwardArgs<T> a{};
     a.m = axis(logits, "logits", 0, 2);
     a.v = axis(logits, "logits", 1, 2);
-    a.ignore_index = ignore_index;
-    a.label_smoothing = label_smoothing;
-    check_smoothing(label_smoothing);
     a.dloss = checked<T>(dloss, "dloss", {a.m});
     a.logits = checked<T>(logits, "logits", {-1, -1});
-    a.targets = checked<int64_t>(targets, "targets", {a.m});
-    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    take_targets(a, targets, ignore_index, label_smoothing);
     a.lse = checked<T>(lse, "lse", {a.m});
     py::array dlogits = make<T>({a.m, a.v});
     a.dx = data<T>(dlogits);
@@ -180,14 +178,10 @@ py::tuple linear_cross_entropy(const py::array& x, const py::array& weight, cons
     a.m = axis(x, "x", 0, 2);
     a.k = axis(x, "x", 1, 2);
     a.v = axis(weight, "weight", 0, 2);
-    a.ignore_index = ignore_index;
-    a.label_smoothing = label_smoothing;
-    check_smoothing(label_smoothing);
     a.x = checked<T>(x, "x", {-1, -1});
     a.weight = checked<T>(weight, "weight", {a.v, a.k});
     a.bias = checked<T>(bias, "bias", {a.v});
-    a.targets = checked<int64_t>(targets, "targets", {a.m});
-    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    take_targets(a, targets, ignore_index, label_smoothing);
     py::array loss = make<T>({a.m}), lse = make<T>({a.m});
     a.loss = data<T>(loss);
     a.lse = data<T>(lse);
@@ -211,15 +205,11 @@ py::tuple linear_cross_entropy_backward(const py::array& dloss, const py::array&
     a.m = axis(x, "x", 0, 2);
     a.k = axis(x, "x", 1, 2);
     a.v = axis(weight, "weight", 0, 2);
-    a.ignore_index = ignore_index;
-    a.label_smoothing = label_smoothing;
-    check_smoothing(label_smoothing);
     a.dloss = checked<T>(dloss, "dloss", {a.m});
     a.x = checked<T>(x, "x", {-1, -1});
     a.weight = checked<T>(weight, "weight", {a.v, a.k});
     a.bias = checked<T>(bias, "bias", {a.v});
-    a.targets = checked<int64_t>(targets, "targets", {a.m});
-    check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+    take_targets(a, targets, ignore_index, label_smoothing);
     a.lse = checked<T>(lse, "lse", {a.m});
     a.logits = checked<T>(logits, "logits", {a.m, a.v});
     py::array dx = make<T>({a.m, a.k}), dweight = make<T>({a.v, a.k});

@@ -84,6 +84,12 @@ def _chunk_rows(rows: int, vocabulary: int, itemsize: int) -> int:
     return min(rows, max(64, _CHUNK // max(1, vocabulary * itemsize) // 64 * 64))
 
 
+def _check_targets(targets: Array, m: int, label_smoothing: float) -> None:
+    check(targets, "targets", "int64", (m,))
+    if not 0 <= label_smoothing <= 1:
+        refuse("label_smoothing", f"{label_smoothing}, wanted 0..1")
+
+
 def _check_cross_entropy(
     x: Array, weight: Array, bias: Array | None, targets: Array, label_smoothing: float
 ) -> tuple[str, int, int, int]:
@@ -93,9 +99,7 @@ def _check_cross_entropy(
     check(x, "x", dtype, None)
     check(weight, "weight", dtype, (v, k))
     check(bias, "bias", dtype, (v,), optional=True)
-    check(targets, "targets", "int64", (m,))
-    if not 0 <= label_smoothing <= 1:
-        refuse("label_smoothing", f"{label_smoothing}, wanted 0..1")
+    _check_targets(targets, m, label_smoothing)
     return dtype, m, k, v
 
 
@@ -103,9 +107,7 @@ def _check_logits(logits: Array, targets: Array, label_smoothing: float) -> tupl
     dtype = floating(logits, "logits", 2)
     m, v = logits.shape
     check(logits, "logits", dtype, None)
-    check(targets, "targets", "int64", (m,))
-    if not 0 <= label_smoothing <= 1:
-        refuse("label_smoothing", f"{label_smoothing}, wanted 0..1")
+    _check_targets(targets, m, label_smoothing)
     return dtype, m, v
 
 
