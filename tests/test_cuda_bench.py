@@ -23,7 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(PEERS))
     names = ("works", "gpu_cases", "gpu")
     yield [importlib.import_module(name) for name in names][-1]
-    for name in (*names, "gpu_torch", "with_torch"):
+    for name in (*names, "with_rheme", "gpu_torch", "with_torch"):
         sys.modules.pop(name, None)
 
 

@@ -25,17 +25,18 @@ from typing import Any
 
 import gpu_cases
 import numpy as np
+import with_rheme
 import works
 from gpu_cases import Limits
 
 import rheme
-from rheme import _core, _cuda, autograd, nn, ops, optim
+from rheme import _core, _cuda, autograd, nn, ops
 from rheme import functional as F
 from rheme._cuda import calibration
 from rheme._cuda.device import device_name
 from rheme._cuda.persistent import chosen, shape_of
 from rheme.errors import RhemeError
-from rheme.models.text_vae import TextVAE, TextVAEConfig, TextVAEState
+from rheme.models.text_vae import TextVAEState
 
 Ways = dict[str, Callable[[], Any]]
 BOUNDS = {"fp32": 3e-5, "tf32": 5e-3, "bf16": 4e-2, "fp16": 1e-2}  # of the largest element of the answer
@@ -154,42 +155,22 @@ def linear_cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
     return {"rheme fp32": run}
 
 
-def _vae(case: works.Case, data: works.Arrays) -> TextVAE:
-    sizes = {"vocab_size": works.VOCABULARY, "embedding_size": works.EMBEDDING, "latent_size": works.LATENT}
-    sizes |= {"encoder_size": case.H, "decoder_size": case.H}
-    model = TextVAE(TextVAEConfig(**sizes, dropout=0.0, annealing="none", posterior_deviation=0.0))
-    model.load_state_dict({name: data["weights"].get(name, array) for name, array in model.state_dict().items()})
-    return model.to("cuda")
-
-
 def train_step(case: works.Case, data: works.Arrays) -> Ways:
     ways: Ways = {}
-    normal, eps = ops.random_normal, _cuda.upload(data["eps"])
     for design in designs(case.H, lambda: None):
-        model = _vae(case, data).train()
-        optimizer, first = optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01), [True]
+        step = with_rheme.vae_step(with_rheme.text_vae(case, data).to("cuda"), case, data, _cuda.upload(data["eps"]))
 
-        def step(model: Any = model, optimizer: Any = optimizer, first: list[bool] = first) -> Any:
-            if first:  # eps is given, so that the answers can be compared; afterwards the model draws its own
-                ops.random_normal = lambda *_, **__: eps
-            try:
-                optimizer.zero_grad()
-                loss, _, _ = model.loss(data["ids_in"], data["ids_out"], seed=optimizer.step_count)
-                (loss * (1.0 / case.B)).backward()
-                norm = optimizer.step(max_norm=1.0)
-            finally:
-                if first:
-                    ops.random_normal = normal
-                    first.clear()
+        def run(step: Callable[[], Any] = step) -> Any:
+            loss, norm = step()
             return loss.item() / case.B, norm
 
-        ways[design] = designed("plain" if "plain" in design else design.split()[-1], step)
+        ways[design] = designed("plain" if "plain" in design else design.split()[-1], run)
     return ways
 
 
 def decode_greedy(case: works.Case, data: works.Arrays) -> Ways:
     """As decoding runs it: a step is one graph, ids come to the host."""
-    model = _vae(case, data).eval()
+    model = with_rheme.text_vae(case, data).to("cuda").eval()
     step = ops.captured(model, next(model.parameters()).data)
     bits = _cuda.zeros(shape=(case.B,), dtype="uint64")
     start = [_cuda.upload(data[name]) for name in ("h", "c", "z")]

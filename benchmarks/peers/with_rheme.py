@@ -112,7 +112,7 @@ def kl(case: works.Case, data: works.Arrays) -> Ways:
     return {"F.gaussian_kl": run}
 
 
-def _vae(case: works.Case, data: works.Arrays) -> TextVAE:
+def text_vae(case: works.Case, data: works.Arrays) -> TextVAE:
     config = TextVAEConfig(
         vocab_size=works.VOCABULARY,
         embedding_size=works.EMBEDDING,
@@ -129,17 +129,18 @@ def _vae(case: works.Case, data: works.Arrays) -> TextVAE:
     return model
 
 
-def train_step(case: works.Case, data: works.Arrays) -> Ways:
-    model = _vae(case, data)
+def vae_step(model: TextVAE, case: works.Case, data: works.Arrays, eps: Any) -> Callable[[], tuple[Any, Any]]:
+    """A step of training: the summed loss, and the gradients' norm.
+
+    eps is given to the first one, so that the answers can be compared; afterwards the model draws its own.
+    """
     model.train()
     optimizer = optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
-    # eps is given here, so that the answers can be compared; the model draws its own.
-    normal, eps = ops.random_normal, data["eps"]
-    first = [True]
+    normal, first = ops.random_normal, [True]
 
-    def run() -> Any:
+    def step() -> tuple[Any, Any]:
         if first:
-            ops.random_normal = lambda *_: eps  # type: ignore[assignment]
+            ops.random_normal = lambda *_, **__: eps
         try:
             optimizer.zero_grad()
             loss, _, _ = model.loss(data["ids_in"], data["ids_out"], seed=optimizer.step_count)
@@ -149,13 +150,23 @@ def train_step(case: works.Case, data: works.Arrays) -> Ways:
             if first:
                 ops.random_normal = normal
                 first.clear()
+        return loss, norm
+
+    return step
+
+
+def train_step(case: works.Case, data: works.Arrays) -> Ways:
+    step = vae_step(text_vae(case, data), case, data, data["eps"])
+
+    def run() -> Any:
+        loss, norm = step()
         return loss.data / np.float32(case.B), np.float32(norm)
 
     return {"TextVAE.loss": run}
 
 
 def _decode(case: works.Case, data: works.Arrays, choose: Callable[[Any, int], Any]) -> Ways:
-    model = _vae(case, data).eval()
+    model = text_vae(case, data).eval()
     if case.work.endswith("int8"):
         quantization.load(model, storage.compress(model.state_dict(), "int8"), "int8")
     from rheme.models.text_vae import TextVAEState
