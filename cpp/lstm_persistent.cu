@@ -43,11 +43,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
   // Rows of a warp's tile: gate i of 4 units, then f, g and o. Afterwards a thread has one unit of one row of the batch.
   const int unit = warp * 4 + g % 4, column = 2 * t4 + (g >= 4), j = int(rank) * kUnits + unit;
-  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
-  const auto row_of = [=](int n) {
-    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
-                        order);
-  };
+  const auto row_of = [=](int n) { return Sequence::of_cluster(n, time, batch, directions, reverse, lengths, order); };
   const Sequence q = row_of(column);
   const float* w = w_hh + int64_t(q.r) * 4 * kHidden * kHidden;
   Fragments a;
@@ -116,11 +112,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const uint32_t rank = cluster_rank();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
   const int unit = threadIdx.x / kRows, column = threadIdx.x % kRows, j = int(rank) * kUnits + unit;
-  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
-  const auto row_of = [=](int n) {
-    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
-                        order);
-  };
+  const auto row_of = [=](int n) { return Sequence::of_cluster(n, time, batch, directions, reverse, lengths, order); };
   const Sequence q = row_of(column);
   const float* w = w_hh + int64_t(q.r) * 4 * kHidden * kHidden;
   Fragments a;  // fragment m kWarps + k: rows 16 (warp + m kWarps) of W_hh^T, columns 16 k of this block's gates

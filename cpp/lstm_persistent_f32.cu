@@ -22,11 +22,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int row = threadIdx.x % kGates, part = threadIdx.x / kGates;  // of W_hh: gate row / kUnits, unit row % kUnits
   const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
   const bool pair = threadIdx.x < kPairs;  // these threads have a unit of a row of the batch
-  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
-  const auto row_of = [=](int n) {
-    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
-                        order);
-  };
+  const auto row_of = [=](int n) { return Sequence::of_cluster(n, time, batch, directions, reverse, lengths, order); };
   const Sequence q = row_of(column);
   float w[kWeights];
   const float* from = w_hh + (q.r * 4 * kHidden + row / kUnits * kHidden + int(rank) * kUnits + row % kUnits) * kHidden;
@@ -88,11 +84,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) RHEME_CLUSTER(kCtas)
   const int to = threadIdx.x % kHidden, part = threadIdx.x / kHidden;
   const int unit = threadIdx.x % kUnits, column = threadIdx.x / kUnits % kRows, j = int(rank) * kUnits + unit;
   const bool pair = threadIdx.x < kPairs;
-  const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
-  const auto row_of = [=](int n) {
-    return Sequence::of(group / groups, group % groups, n, int(time), int(batch), int(directions), reverse != 0, lengths,
-                        order);
-  };
+  const auto row_of = [=](int n) { return Sequence::of_cluster(n, time, batch, directions, reverse, lengths, order); };
   const Sequence q = row_of(column);
   float w[kWeights];
 #pragma unroll

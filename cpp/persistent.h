@@ -26,6 +26,12 @@ struct Sequence {
     };
     return {r, n, exists ? clipped(n) : 0, clipped(longest), time, batch, directions, exists, r == 1 || reverse};
   }
+  // Row `column` of the group that this block's cluster runs: one direction's groups stand before the other's.
+  RHEME_FN Sequence of_cluster(int column, int64_t time, int64_t batch, int64_t directions, int64_t reverse,
+                               const int64_t* lengths, const int64_t* order) {
+    const int groups = int((batch + kRows - 1) / kRows), group = int(blockIdx.x) / kCtas;
+    return of(group / groups, group % groups, column, int(time), int(batch), int(directions), reverse != 0, lengths, order);
+  }
   __device__ int time_of(int s) const { return backwards ? steps - 1 - s : s; }
   __device__ int64_t state(int j) const { return (int64_t(r) * batch + n) * kHidden + j; }  // in h0, c0, h_n, ...
   __device__ int64_t at(int t) const { return (int64_t(r) * time + t) * batch + n; }        // a row of gates, of cells
