@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Prepare, Arguments]] = {
     ),
     "matmul": (same, {"a": floats(8, 64, 128), "b": floats(8, 128, 64), "transpose_a": False, "transpose_b": False}),
     "embedding": (same, {"ids": ids(8000, 1000), "weight": floats(8000, 256)}),
-    "embedding_backward": (same, {"dy": floats(1000, 256), "ids": ids(8000, 1000), "num_embeddings": 8000}),
+    "embedding_backward": (same, {"dy": floats(1000, 256), "ids": ids(8000, 1000), "num_embeddings": 8000, "order": None}),
     "attention": (same, {**ATTENTION, "lengths": ids(24, 16) + 1, "scale": 1.0}),
     "attention_backward": (
         same,

@@ -115,9 +115,10 @@ struct EmbeddingArgs {
 template <class T>
 struct EmbeddingBackwardArgs {
   long m, c, num_embeddings;
-  const T* dy;         // (M, C)
-  const int64_t* ids;  // (M,), each below num_embeddings
-  T* dweight;          // (V, C)
+  const T* dy;           // (M, C)
+  const int64_t* ids;    // (M,), each below num_embeddings
+  const int64_t* order;  // (M,): positions by ascending id, equal ones by ascending position; or null
+  T* dweight;            // (V, C)
 };
 
 template <class T>

@@ -101,9 +101,15 @@ def embedding(rng: np.random.Generator) -> Iterator[Case]:
 @cases("embedding_backward")
 def embedding_backward(rng: np.random.Generator) -> Iterator[Case]:
     for c in SIZES:
-        yield f"{c}", {"dy": rng.normal(size=(11, c)), "ids": rng.integers(0, 6, 11), "num_embeddings": 6}, 11
-    yield "no ids", {"dy": np.zeros((0, 3)), "ids": np.zeros(0, np.int64), "num_embeddings": 6}, 1
-    yield "one id", {"dy": rng.normal(size=(700, 5)), "ids": np.full(700, 2), "num_embeddings": 4}, 700
+        ids = rng.integers(0, 6, 11)
+        given = {"dy": rng.normal(size=(11, c)), "ids": ids, "num_embeddings": 6}
+        yield f"{c}", given | {"order": None}, 11
+        yield f"{c}, order known", given | {"order": np.argsort(ids, kind="stable")}, 11
+    yield "no ids", {"dy": np.zeros((0, 3)), "ids": np.zeros(0, np.int64), "num_embeddings": 6, "order": None}, 1
+    yield "one id", {"dy": rng.normal(size=(700, 5)), "ids": np.full(700, 2), "num_embeddings": 4, "order": None}, 700
+    ids = rng.integers(0, 40_000, 900)
+    order = np.argsort(ids, kind="stable")
+    yield "many rows", {"dy": rng.normal(size=(900, 1)), "ids": ids, "num_embeddings": 40_000, "order": order}, 900
 
 
 def _attention(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any], int]]:

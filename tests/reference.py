@@ -386,8 +386,9 @@ def embedding(*, ids: Array, weight: Array) -> Array:
 
 
 @in_float64
-def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int) -> Array:
+def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int, order: Array | None) -> Array:
     _check_ids(ids, num_embeddings, "ids")
+    assert order is None or order.tolist() == np.argsort(ids, kind="stable").tolist()
     dweight = np.zeros((num_embeddings, dy.shape[1]))
     for row, id_ in zip(dy, ids, strict=True):
         dweight[id_] += row

@@ -125,7 +125,7 @@ def test_gradcheck(op: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("name", ["text_vae", "seq2seq", "pointer_generator"])
 def test_decoding_gives_the_cpus_texts(name: str) -> None:
-    """Greedy, by beams, sampled: a step as one graph where the model's can be."""
+    """Greedy, by beams, sampled: a step as one graph."""
     for here, there in decoded(name):
         assert here == there
 

@@ -9,7 +9,7 @@ import pytest
 from rheme import _core, nn, optim
 from rheme.autograd import Tensor
 from rheme.errors import InputError
-from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
+from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig, _places
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqState
 from rheme.models.text_vae import TextVAE, TextVAEConfig
 
@@ -317,7 +317,8 @@ def test_copied_probability_by_hand(rng: np.random.Generator) -> None:
     features = rng.standard_normal((2, 17)).astype(np.float32)
     weights = np.array([[0.5, 0.25, 0.25], [0.1, 0.9, 0.0]], np.float32)
     source = np.array([[7, 3, 7], [3, 9, 0]])
-    found = np.exp(model._log_probabilities(features, weights, source))
+    places, order = _places(source.T, 11)
+    found = np.exp(model._log_probabilities(features[None], weights[:, None], places, order))
     gates = np.exp(features @ model.gate.weight.data.T + model.gate.bias.data)
     gates /= gates.sum(axis=1, keepdims=True)
     logits = np.exp(model.output(features).data)

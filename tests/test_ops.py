@@ -266,7 +266,7 @@ def big_cases(rng: np.random.Generator, dtype: str) -> Iterator[tuple[str, Any]]
         )
     yield "layer_norm", lambda: _core.layer_norm(x=x, weight=x[0], bias=x[1], epsilon=1e-5)
     yield "add", lambda: _core.add(a=x, b=np.ascontiguousarray(x[:, :1]))
-    yield "embedding_backward", lambda: _core.embedding_backward(dy=x, ids=np.arange(300) ** 2 % 50, num_embeddings=50)
+    yield "embedding_backward", lambda: ops.embedding_backward(x, np.arange(300) ** 2 % 50, 50)
     yield "dropout", lambda: _core.dropout(x=x, p=0.3, seed=3, stream=5, period=0)
     yield "global_norm", lambda: _core.global_norm(arrays=[x, x[0]])
     yield "random_normal", lambda: _core.random_normal(seed=3, stream=5, position=0, shape=(70001,), dtype=dtype)
@@ -442,6 +442,9 @@ def test_the_border_refuses_wrong_numbers(rng: np.random.Generator) -> None:
         _core.embedding(ids=np.array([0, 3]), weight=x)
     with pytest.raises(IndexError, match="ids"):
         _core.embedding(ids=np.array([-1]), weight=x)
+    for order in ([0, 1, 2], [2, 1, 0], [1, 1, 0], [1, 2, 3], [1, 2, -1]):
+        with pytest.raises(ValueError, match="wanted a stable order of ids"):
+            ops.embedding_backward(x, np.array([5, 2, 2]), 9, np.array(order))
     with pytest.raises(IndexError, match="targets"):
         ops.linear_cross_entropy(x, x, None, [0, 1, 3])
     for name, value in (("temperature", -1.0), ("top_p", -0.1), ("min_p", 1.5), ("top_k", -1), ("temperature", float("nan"))):

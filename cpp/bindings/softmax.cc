@@ -20,7 +20,17 @@ py::array embedding(const py::array& ids, const py::array& weight) {
   });
 }
 
-py::array embedding_backward(const py::array& dy, const py::array& ids, long num_embeddings) {
+// ValueError unless ids stand in their order, each position once.
+void check_order(const int64_t* ids, const int64_t* order, long m) {
+  for (long i = 0; i < m; ++i) {
+    const int64_t before = i ? order[i - 1] : -1, at = order[i];
+    const bool ascending = at >= 0 && at < m && (i == 0 || ids[before] < ids[at] || (ids[before] == ids[at] && before < at));
+    if (!ascending)
+      refuse("order", std::to_string(at) + " at position " + std::to_string(i) + ", wanted a stable order of ids");
+  }
+}
+
+py::array embedding_backward(const py::array& dy, const py::array& ids, long num_embeddings, const Optional& order) {
   return by_dtype(dy, "dy", [&](auto zero) {
     using T = decltype(zero);
     EmbeddingBackwardArgs<T> a{};
@@ -31,6 +41,8 @@ py::array embedding_backward(const py::array& dy, const py::array& ids, long num
     a.dy = checked<T>(dy, "dy", {-1, -1});
     a.ids = checked<int64_t>(ids, "ids", {a.m});
     check_ids(a.ids, a.m, num_embeddings, "ids");
+    a.order = checked<int64_t>(order, "order", {a.m});
+    if (a.order) check_order(a.ids, a.order, a.m);
     py::array dweight = make<T>({num_embeddings, a.c});
     a.dweight = data<T>(dweight);
     call(table<T>().embedding_backward, a);
@@ -320,7 +332,7 @@ py::tuple gaussian_kl_backward(const py::array& dz, const py::array& dkl, const 
 void bind_softmax(py::module_& m) {
   using py::arg;
   m.def("embedding", &embedding, py::kw_only(), arg("ids"), arg("weight"));
-  m.def("embedding_backward", &embedding_backward, py::kw_only(), arg("dy"), arg("ids"), arg("num_embeddings"));
+  m.def("embedding_backward", &embedding_backward, py::kw_only(), arg("dy"), arg("ids"), arg("num_embeddings"), arg("order"));
   m.def("attention", &attention, py::kw_only(), arg("query"), arg("key"), arg("value"), arg("lengths").none(true),
         arg("scale"));
   m.def("attention_backward", &attention_backward, py::kw_only(), arg("dcontext"), arg("dweights").none(true), arg("query"),

@@ -135,8 +135,11 @@ def matmul(*, a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array
 def embedding(*, ids: Array, weight: Array) -> Array:
     """ids int64 (M,), weight F (V, C) -> F (M, C). An id outside 0..V-1 raises IndexError."""
 
-def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int) -> Array:
-    """dy F (M, C) -> F (V, C); rows of the same id are added in ascending order of their position."""
+def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int, order: Array | None) -> Array:
+    """dy F (M, C) -> F (V, C); rows of the same id are added in ascending order of their position.
+
+    order int64 (M,): what a stable sort of ids gives, where it is known; None: it is found here.
+    """
 
 def attention(
     *,

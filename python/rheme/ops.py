@@ -420,10 +420,16 @@ def embedding(ids: Any, weight: Array) -> Array:
     return y.reshape((*ids.shape, weight.shape[1]))
 
 
-def embedding_backward(dy: Array, ids: Any, num_embeddings: int) -> Array:
-    """dy (..., C) -> (V, C); rows of the same id are added in the order of their position."""
+def embedding_backward(dy: Array, ids: Any, num_embeddings: int, order: Any = None) -> Array:
+    """dy (..., C) -> (V, C); rows of the same id are added in the order of their position.
+
+    order int64 (ids.size,): what a stable argsort of the ids gives, for ids that come again and again.
+    """
     ids = integers(ids, dy, "ids")
-    return backend(dy).embedding_backward(dy=as_rows(dy, "dy"), ids=ids.reshape(ids.size), num_embeddings=num_embeddings)
+    order = None if order is None else integers(order, dy, "order")
+    return backend(dy).embedding_backward(
+        dy=as_rows(dy, "dy"), ids=ids.reshape(ids.size), num_embeddings=num_embeddings, order=order
+    )
 
 
 def attention(query: Array, key: Array, value: Array, lengths: Any = None, scale: float = 1.0) -> tuple[Array, Array]:

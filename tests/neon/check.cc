@@ -190,7 +190,7 @@ template <class T>
 void embedding_backward(Record& r) {
   EmbeddingBackwardArgs<T> a{};
   a.m = r.axis("dy", 0), a.c = r.axis("dy", 1), a.num_embeddings = r.integer("num_embeddings");
-  a.dy = r.in<T>("dy"), a.ids = r.in<int64_t>("ids"), a.dweight = r.out<T>("y");
+  a.dy = r.in<T>("dy"), a.ids = r.in<int64_t>("ids"), a.order = r.in<int64_t>("order"), a.dweight = r.out<T>("y");
   table<T>().embedding_backward(a);
 }
 

@@ -312,14 +312,16 @@ def embedding(*, ids: Array, weight: Array) -> Array:
     return y
 
 
-def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int) -> Array:
+def embedding_backward(*, dy: Array, ids: Array, num_embeddings: int, order: Array | None) -> Array:
     dtype = floating(dy, "dy", 2)
     m, c = dy.shape
     check(dy, "dy", dtype, None)
     check(ids, "ids", "int64", (m,))
+    check(order, "order", "int64", (m,), optional=True)
     dweight = empty(shape=(num_embeddings, c), dtype=dtype)
-    with explained():
-        order = cupy().argsort(ids)  # stable, on the device
+    if order is None:
+        with explained():
+            order = cupy().argsort(ids)  # stable, on the device
     launch("embedding", "embedding_backward", dtype, num_embeddings, row_threads(c), m, c, ids, order, dy, dweight)
     return dweight
 

@@ -42,26 +42,35 @@ class PointerGeneratorConfig(Seq2SeqConfig, kw_only=True, forbid_unknown_fields=
 
 @dataclass(frozen=True, kw_only=True)
 class PointerMemory(Memory):
-    """Besides: source int64 (S, N), and copy_keys F (S, N, A) of the attention that copies."""
+    """Besides: copy_keys F (S, N, A) of the attention that copies, and what there is to copy.
 
-    source: Ids
+    A table (N V, ...) has a row for each id of each sentence. places int64 (N S,) are the rows of what the sources hold, by
+    sentence, then position; order int64 (N S,) is their stable order, found once for all steps of a decoding.
+    """
+
     copy_keys: Array
+    vocab_size: int
+    places: Ids
+    order: Ids
 
     def _selected(self, sentences: Ids) -> dict[str, Any]:
         fields = super()._selected(sentences)
         longest = len(fields["keys"])
-        return fields | {
-            "source": np.ascontiguousarray(self.source[:longest, sentences]),
-            "copy_keys": ops.contiguous(self.copy_keys[:longest, sentences]),
-        }
+        source = self.places.reshape(len(self.lengths), len(self.keys))[sentences, :longest] % self.vocab_size
+        places, order = _places(source.T, self.vocab_size)
+        return fields | {"copy_keys": ops.contiguous(self.copy_keys[:longest, sentences]), "places": places, "order": order}
+
+
+def _places(source: Ids, vocab_size: int) -> tuple[Ids, Ids]:
+    """`PointerMemory.places` and `.order` of sources int64 (S, N)."""
+    places = (source.T + vocab_size * np.arange(source.shape[1])[:, None]).reshape(source.size)
+    return places, np.argsort(places, kind="stable")
 
 
 class PointerGenerator(Seq2Seq):
     """Source ids in, target ids out, some of them copied. Arrays of ids are int64 and time-major, as in `Seq2Seq`."""
 
     config: PointerGeneratorConfig
-
-    capturable = False  # its source ids are the host's
 
     def __init__(self, config: PointerGeneratorConfig) -> None:
         super().__init__(config)
@@ -103,11 +112,8 @@ class PointerGenerator(Seq2Seq):
         """Teacher-forced log-probabilities F (T, N, V), without dropout; the latent code at the mean of p(z|x)."""
         with autograd.no_grad():
             features, weights, _ = self._features_and_weights(source, source_lengths, target_in, None, 0)
-            steps, rows = target_in.shape
-            flat = features.data.reshape(steps * rows, features.shape[2])
-            shares = ops.transpose(weights.data, (1, 0, 2)).reshape(steps * rows, source.shape[0])
-            logs = self._log_probabilities(flat, shares, np.tile(source.T, (steps, 1)))
-            return logs.reshape(steps, rows, logs.shape[1])
+            logs = self._log_probabilities(features.data, weights.data, *_places(source, self.config.vocab_size))
+            return logs.reshape(*target_in.shape, logs.shape[1])
 
     def _features_and_weights(
         self, source: Ids, source_lengths: Ids | None, target_in: Ids, target_out: Ids | None, seed: int
@@ -125,7 +131,9 @@ class PointerGenerator(Seq2Seq):
         memory = super().encode(source, lengths, eps)
         with autograd.no_grad():
             keys, _ = self.copy.project(memory.values)
-        return PointerMemory(**vars(memory), source=np.asarray(source, np.int64), copy_keys=keys.data)
+        size = self.config.vocab_size
+        places, order = _places(np.asarray(source, np.int64), size)
+        return PointerMemory(**vars(memory), copy_keys=keys.data, vocab_size=size, places=places, order=order)
 
     def step(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Seq2SeqState]:
         """One target step: ids int64 (B,) -> log-probabilities F (B, V) of the next id, and the state after it."""
@@ -133,20 +141,23 @@ class PointerGenerator(Seq2Seq):
             y2, _, state = self._advance(ids, state)
             memory, rows = state.memory, len(ids)
             assert isinstance(memory, PointerMemory)
-            longest, sentences = memory.source.shape
+            sentences = len(memory.lengths)
             query = y2.reshape(rows // max(sentences, 1), sentences, y2.shape[2])
             context, weights = self.copy(query, memory.copy_keys, memory.values, memory.lengths)
-            features = ops.concat([y2[0], context.data.reshape(rows, context.shape[2])], axis=1)
+            features = ops.concat([query, context.data], axis=2)
             state = replace(state, weights=weights.data)  # what a coverage penalty asks for is how the source was copied
-            shares = ops.transpose(weights.data, (1, 0, 2)).reshape(rows, longest)
-            return self._log_probabilities(features, shares, memory.source.T[state.owner]), state
+            return self._log_probabilities(features, weights.data, memory.places, memory.order), state
 
-    def _log_probabilities(self, features: Array, weights: Array, source: Ids) -> Array:
-        """features F (B, K), weights F (B, S), source int64 (B, S) -> F (B, V)."""
-        gates = ops.softmax(self.gate(features).data)
-        written = ops.mul(ops.softmax(self.output(features).data), ops.contiguous(gates[:, :1]))
-        rows, size = written.shape
-        # a sum over equal ids, in order of position: each row has ids of its own
-        weights = ops.mul(weights, ops.contiguous(gates[:, 1:])).reshape(-1, 1)
-        copied = ops.embedding_backward(weights, source + size * np.arange(rows)[:, None], rows * size)
-        return ops.log(ops.add(written, copied.reshape(rows, size)))
+    def _log_probabilities(self, features: Array, weights: Array, places: Ids, order: Ids) -> Array:
+        """features F (T, N, K), weights F (N, T, S), places and order int64 (N S,) as in `PointerMemory` -> F (T N, V)."""
+        (steps, sentences, _), longest = features.shape, weights.shape[2]
+        flat = features.reshape(steps * sentences, features.shape[2])
+        gates = ops.softmax(self.gate(flat).data)
+        written = ops.mul(ops.softmax(self.output(flat).data), ops.contiguous(gates[:, :1]))
+        size = written.shape[1]
+        shares = ops.transpose(weights, (1, 0, 2)).reshape(len(flat), longest)
+        shares = ops.mul(shares, ops.contiguous(gates[:, 1:])).reshape(steps, sentences * longest)
+        # a sum over equal ids of a sentence, in order of position
+        copied = ops.embedding_backward(ops.transpose(shares), places, sentences * size, order)
+        copied = ops.transpose(copied.reshape(sentences, size, steps), (2, 0, 1))
+        return ops.log(ops.add(written, copied.reshape(len(flat), size)))

@@ -112,16 +112,16 @@ def read(model: PointerGenerator, windows: Sequence[Sequence[Sequence[int]]]) ->
     for batch in batches.length_batches(sizes, _BATCH_TOKENS, _BATCH_ROWS):
         source, lengths = batches.pad([[index for ids in windows[w] for index in ids] for w in batch], model.config.pad_id)
         state = model.start(model.encode(source, lengths))
-        values = state.memory.values
+        values = ops.to_host(state.memory.values)
         looked, done = ops.zeros((len(batch), source.shape[0])), np.zeros(len(batch), bool)
         ids = np.full(len(batch), model.config.bos_id, np.int64)
         for _ in range(_STEPS):
             logits, state = model.step(ids, state)
             assert state.attention is not None
-            weights = ops.contiguous(state.attention[0])
+            weights = ops.contiguous(ops.to_host(state.attention[0]))
             weights[done] = 0
             looked = ops.add(looked, weights)
-            ids = ops.max(logits, axis=1)[1]
+            ids = ops.to_host(ops.max(logits, axis=1)[1])
             done |= ids == model.config.eos_id
             if done.all():
                 break
