@@ -44,7 +44,7 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(256, 512, 0.4, 0.4, 16),
+    "small": Recipe(256, 512, 0.4, 0.4, 24, learning_rate=2e-3),
     "10m": Recipe(264, 1150, 0.52, 0.34, 60, learning_rate=2e-3),
     "test": Recipe(16, 24, 0.1, 0.1, 2, rows=4, steps=10, learning_rate=2e-2),
 }

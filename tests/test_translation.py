@@ -6,14 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rheme
 from rheme import nn, tasks
+from rheme.decoding import Hypothesis
 from rheme.errors import InputError
-from rheme.plugins.translation import _stand_ins, checks
+from rheme.plugins.translation import checks, reranking
+from rheme.plugins.translation.parts import stand_ins
 from rheme.tasks import Result
 from rheme.text import language
 
@@ -130,6 +133,47 @@ def test_alternatives(translator: Any) -> None:
     assert len(result.alternatives) == 2
     assert 0 < result.alternatives[0].score <= 1
     assert 0 < result.score <= 1
+
+
+def test_a_source_is_scored_as_a_softmax_says(translator: Any) -> None:
+    sources, targets = translator.tokenizer.encode(["Le chat", "dog", "The house is near the station."]), [[5, 9, 30], [], [7]]
+    found = reranking.log_probabilities(translator.model, sources, targets)
+    for source, target, log in zip(sources, targets, found, strict=True):
+        config = translator.config.model
+        logits = translator.model.logits(np.array([source]).T, None, np.array([[config.bos_id, *target]]).T)[:, 0]
+        probabilities = np.exp(logits.astype(np.float64))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        wanted = [*target, config.eos_id]
+        assert log == pytest.approx(np.log(probabilities[np.arange(len(wanted)), wanted]).sum(), rel=1e-5)
+    alone = [reranking.log_probabilities(translator.model, [s], [t])[0] for s, t in zip(sources, targets, strict=True)]
+    assert alone == found.tolist(), "the same bits, whatever is scored beside it"
+
+
+def test_a_text_that_leads_back_to_its_source_is_ranked_higher(translator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [Hypothesis([k], -1.0, score, True, False, (-1.0,)) for k, score in enumerate((-0.5, -0.6, -0.9))]
+    monkeypatch.setattr(reranking, "log_probabilities", lambda model, sources, targets: [-9.0, -3.0, -2.8][: len(sources)])
+    for weight, order in ((0.0, [0, 1, 2]), (0.1, [1, 0, 2]), (20.0, [2, 1, 0])):
+        lone, ranked = reranking.rerank(translator.model, 4, [[1], [1, 2]], [texts[:1], texts], weight)
+        assert ([h.ids[0] for h in ranked], lone) == (order, texts[:1])
+
+
+def test_a_beam_search_is_ranked_by_both_directions(translator: Any) -> None:
+    text = "The dog is small."
+    plain = translator(text, to="fr", num_return_sequences=4, reverse_weight=0)
+    ranked = translator(text, to="fr", num_return_sequences=4, reverse_weight=1e4)
+    texts = [[result.text, *(other.text for other in result.alternatives)] for result in (plain, ranked)]
+    assert sorted(texts[0]) == sorted(texts[1])
+    assert texts[0] != texts[1]
+    assert translator(text, to="fr", reverse_weight=1e4).text == texts[1][0], "as many as are asked for, the best of all found"
+    assert translator(text, to="fr", num_beams=1) == translator(text, to="fr", num_beams=1, reverse_weight=1e4)
+    forward = translator.config.directions
+    translator.config.directions = "forward"
+    try:
+        assert translator(text, to="fr", num_return_sequences=4, reverse_weight=1e4) == plain
+    finally:
+        translator.config.directions = forward
+    with pytest.raises(InputError, match="reverse_weight = -1"):
+        translator(text, to="fr", reverse_weight=-1)
 
 
 def test_folder_round_trip(translator: Any, folder: Path) -> None:
@@ -275,7 +319,7 @@ def test_stand_ins_are_names_that_both_sides_share() -> None:
     pairs = [("Tom met Mary.", "Tom rencontra Marie."), ("Boston is big.", "Boston est grand.")] * 70 + [
         ("The end.", "La fin.")
     ] * 99
-    assert _stand_ins(pairs) == ["Boston", "Tom"]
+    assert stand_ins(pairs) == ["Boston", "Tom"]
 
 
 def test_layout_is_kept(translator: Any) -> None:

@@ -5,8 +5,6 @@ A bundled model hands a text that is in none of its languages, or to be brought 
 """
 
 import logging
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +20,8 @@ from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.plugins.translation.checks import confidence, warnings
-from rheme.plugins.translation.parts import Cutter, Part
+from rheme.plugins.translation.parts import Cutter, Part, stand_ins
+from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
 from rheme.text import batches, language, readers
@@ -39,7 +38,6 @@ Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, sou
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
-_NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 
 
 class TranslationConfig(msgspec.Struct, kw_only=True):
@@ -148,7 +146,7 @@ class Translation(Task):
 
     def learn_forms(self, examples: Sequence[tuple[str, str]]) -> None:
         """Fill in what the config keeps of the languages themselves: `stand_ins` and `profiles`."""
-        self.config.stand_ins = _stand_ins(examples)
+        self.config.stand_ins = stand_ins(examples)
         some = examples[:: max(1, len(examples) // _PROFILED)]
         self.config.profiles = {
             code: language.profile(pair[side] for pair in some) for side, code in enumerate(self.config.languages)
@@ -251,8 +249,9 @@ class Translation(Task):
 
         to, from_: language codes; without from_ a bundled model finds the language of each text itself. glossary: terms of the
         source, and what a translation of a text with them must hold. options: of decoding (num_beams, num_return_sequences,
-        forbid, ...); `prefix` and `require` are for a text's first sentence. A model with a latent code translates with its
-        mean, or in sampling with a draw of it for each returned sequence (temperature 0: of it alone).
+        forbid, ...), and `reverse_weight` (see `TranslationOptions`); `prefix` and `require` are for a text's first sentence. A
+        model with a latent code translates with its mean, or in sampling with a draw of it for each returned sequence
+        (temperature 0: of it alone).
         """
         for text in inputs:
             if not isinstance(text, str):
@@ -263,7 +262,7 @@ class Translation(Task):
             to, from_ = defaults
         elif from_ is None and to == defaults[0]:
             from_ = defaults[1]
-        settings = decoding.GenerationOptions.parse(merged)
+        settings = TranslationOptions.parse(merged)
         rows: dict[tuple[str, ...], list[int]] = {}
         for row, text in enumerate(inputs):
             rows.setdefault(self.route(text, to, from_), []).append(row)
@@ -314,7 +313,7 @@ class Translation(Task):
         return self.config.languages[pair[0]], self.config.languages[pair[1]]
 
     def _translate(
-        self, inputs: Sequence[str], target: str, settings: decoding.GenerationOptions, glossary: Mapping[str, str] | None
+        self, inputs: Sequence[str], target: str, settings: TranslationOptions, glossary: Mapping[str, str] | None
     ) -> list[Result]:
         """Translations by this model."""
         rows = [self._cutter.parts(text, glossary) for text in inputs]
@@ -352,7 +351,7 @@ class Translation(Task):
         self,
         rows: Sequence[Sequence[Part]],
         target: str,
-        settings: decoding.GenerationOptions,
+        settings: TranslationOptions,
         known: Sequence[Sequence[Hypotheses | None]],
         bound: bool,
     ) -> list[list[Hypotheses]]:
@@ -383,14 +382,21 @@ class Translation(Task):
         tag = self._tags[target]
         lengths = [len(rows[i][j].ids) for i, j in jobs]
         draws = settings.num_return_sequences if settings.do_sample and self.config.model.latent_size else 1
+        reverse = settings.reverse_weight if settings.num_beams > 1 and self.config.directions == "both" else 0.0
+        back = next(self._tags[code] for code in self.config.languages if code != target)
         for batch in batches.length_batches(lengths, _BATCH_TOKENS // draws, max(1, _BATCH_ROWS // draws)):
             ids = [[tag, *rows[i][j].ids] for i, j in (jobs[k] for k in batch)]
             source = batches.pad(ids * draws, self.tokenizer.pad_id)
             state = self.model.start(self.model.encode(*source, self._draws(len(batch), draws, settings.seed)))
             ends = self.tokenizer.bos_id, self.tokenizer.eos_id
             rows_of, streams = constraints.of_rows(batch * draws), [draw for draw in range(draws) for _ in batch]
-            each = msgspec.structs.replace(settings, num_return_sequences=1) if draws > 1 else settings
+            wanted = settings.num_beams if reverse else 1 if draws > 1 else settings.num_return_sequences
+            each = msgspec.structs.replace(settings, num_return_sequences=wanted)
             answers = decoding.generate(self.model, state, len(batch) * draws, each, *ends, rows_of, streams)
+            if reverse:
+                sources = [rows[i][j].ids for i, j in (jobs[k] for k in batch)]
+                ranked = rerank(self.model, back, sources, answers, reverse)
+                answers = [mine[: settings.num_return_sequences] for mine in ranked]
             for row, k in enumerate(batch):
                 mine = [hypothesis for found_ in answers[row :: len(batch)] for hypothesis in found_]
                 found[jobs[k][0]][jobs[k][1]] = sorted(mine, key=lambda h: -h.normalized_score) if draws > 1 else mine
@@ -481,15 +487,3 @@ class Translation(Task):
                 better = [sum(a > b for a, b in zip(*pair, strict=True)) for pair in (scores, scores[::-1])]
                 figures |= {"better": better[0] / len(examples), "against_better": better[1] / len(examples)}
         return figures
-
-
-def _stand_ins(examples: Sequence[tuple[str, str]]) -> list[str]:
-    """Names that stand on both sides of nearly every pair that has them, the most frequent first: the model copies them."""
-    counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
-    for pair in examples:
-        names = [set(_NAME.findall(text)) for text in pair]
-        for counter, found in zip(counts, (*names, names[0] & names[1]), strict=True):
-            counter.update(found)
-    often = max(60, len(examples) // 5000)
-    same = [name for name, n in counts[2].items() if n >= often and n > 0.95 * max(counts[0][name], counts[1][name])]
-    return sorted(same, key=lambda name: (-counts[2][name], name))[:8]

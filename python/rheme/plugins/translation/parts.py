@@ -27,6 +27,7 @@ _INLINE = (
 )
 _WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
+_NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 _TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
 _NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-])[0-9]+(?:[.,:/-][0-9]+)*(?!{_WORD})")
 
@@ -216,3 +217,15 @@ def count(term: str, text: str) -> int:
     left = f"(?<!{_WORD})(?<![0-9][.,:/-])" if re.match(_WORD, term[:1]) else ""
     right = f"(?!{_WORD})(?![.,:/-][0-9])" if re.match(_WORD, term[-1:]) else ""
     return len(re.findall(left + re.escape(term) + right, text))
+
+
+def stand_ins(examples: Sequence[tuple[str, str]]) -> list[str]:
+    """Names that stand on both sides of nearly every pair that has them, the most frequent first: the model copies them."""
+    counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    for pair in examples:
+        names = [set(_NAME.findall(text)) for text in pair]
+        for counter, found in zip(counts, (*names, names[0] & names[1]), strict=True):
+            counter.update(found)
+    often = max(60, len(examples) // 5000)
+    same = [name for name, n in counts[2].items() if n >= often and n > 0.95 * max(counts[0][name], counts[1][name])]
+    return sorted(same, key=lambda name: (-counts[2][name], name))[:8]
