@@ -1,6 +1,6 @@
-"""The ops of `ops.py` on tensors, under the same names: each runs the op and records its backward.
+"""The ops of `ops` on tensors, under the same names: each runs the op and records its backward.
 
-Wherever a tensor is taken, a plain array will do (a constant). Shapes are those of `ops.py`. This is the whole list of
+Wherever a tensor is taken, a plain array will do (a constant). Shapes are those of `ops`. This is the whole list of
 differentiable ops; a plugin adds its own with `autograd.record`.
 """
 
