@@ -40,6 +40,8 @@ FEW: dict[str, Any] = {
     "train": {"batch_tokens": 500, "max_steps": 150, "ema_decay": 0.98, "warmup_steps": 20, "valid_every_steps": 50},
 }
 RECIPES: dict[str, dict[str, Any]] = {
+    "trec": {"task": {"opening_words": 4}},
+    "trec-folds": {"task": {"opening_words": 4}},
     "clinc150": {"task": {"out_of_scope": "oos"}},
     "chnsenticorp": {
         "task": {"languages": ["zh"], "char_ngrams": [1, 4], "word_ngrams": 0, "max_length": 160, "max_features": 80000},

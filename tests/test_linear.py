@@ -136,3 +136,51 @@ def test_the_support_vectors_are_what_a_text_of_few_words_needs(tmp_path: Path) 
         found.append(float(rheme.load(model=out).evaluate(sentences(200, 3))["accuracy"]))
     assert found[0] < 80
     assert found[1] > 97
+
+
+def test_how_a_text_opens_is_seen_where_it_tells(tmp_path: Path) -> None:
+    """Of texts whose first word is the label and whose other words are the same, the machine tells them by openings alone."""
+    draw, rows = random.Random(0), []
+    for number in range(240):
+        first, second = draw.sample(("where", "when"), 2)
+        rows.append((f"{first} it was said {second} {number}", "place" if first == "where" else "time"))
+    task = SMALL | {"char_ngrams": [0, 0], "word_ngrams": 1, "model": SMALL["model"] | {"bag_scale": 0.01}}
+    found = []
+    for name, words in (("with", 4), ("without", 0)):
+        readers.write_tsv(tmp_path / "train.tsv", rows[:120])
+        readers.write_tsv(tmp_path / "valid.tsv", rows[120:160])
+        config, out = {"task": task | {"opening_words": words}}, tmp_path / name
+        rheme.train(
+            "semantic-analysis",
+            tmp_path / "train.tsv",
+            tmp_path / "valid.tsv",
+            out=out,
+            config=config,
+            max_steps=1,
+            echo=lambda line: None,
+        )
+        model = rheme.load(model=out)
+        assert (model.tokenizer.openings is not None) == bool(words)
+        texts = [text for text, _ in rows[160:]]
+        assert np.array_equal(model.predict_proba(texts)[3:4], model.predict_proba(texts[3:4]))
+        found.append(float(model.evaluate(rows[160:])["accuracy"]))
+    assert found[0] > 97
+    assert found[1] < 70
+
+
+def test_refit_learns_from_the_validation_texts(tmp_path: Path) -> None:
+    """A training text in four has the wrong label; the validation texts are right, and after it they count."""
+    other = {"fruit": "animal", "animal": "fruit"}
+    train = [(text, other[topic] if k % 8 < 2 else topic) for k, (text, topic) in enumerate(sentences(48, 0))]
+    readers.write_tsv(tmp_path / "train.tsv", train)
+    readers.write_tsv(tmp_path / "valid.tsv", sentences(120, 1))
+    before, after = [], []
+    for refit in (False, True):
+        out, config = tmp_path / f"m{refit}", {"task": SMALL | {"char_ngrams": [0, 0], "refit": refit}}
+        files = tmp_path / "train.tsv", tmp_path / "valid.tsv"
+        figures = rheme.train("semantic-analysis", *files, out=out, config=config, max_steps=1, echo=lambda line: None)
+        assert ("fitted_after_measuring" in figures) == refit
+        before.append(figures["accuracy"])
+        after.append(float(rheme.load(model=out).evaluate(sentences(400, 2))["accuracy"]))
+    assert before[0] == before[1] < 95
+    assert after[1] > 98 > after[0]

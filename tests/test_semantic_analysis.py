@@ -51,8 +51,26 @@ def test_features_weights() -> None:
     assert features.encode(["unheard of"])[0][0].size == 0
 
 
+def test_features_of_openings() -> None:
+    """The first words of a text, taken together, are told from the same words elsewhere."""
+    texts = ["What is it? What is", "what is this", "Who is it", "is it", "", "what"]
+    features = Features.train(texts, min_count=1, word_ngrams=0, char_ngrams=(0, 0), opening_words=3)
+    found = [rows.tolist() for rows, _ in features.encode(texts)]
+    assert [len(rows) for rows in found] == [3, 3, 3, 2, 0, 1]
+    assert len(features) == 1 + len({tuple(tokens(text)[:n]) for text in texts for n in (1, 2, 3) if len(tokens(text)) >= n})
+    assert len(set(found[0]) & set(found[1])) == 2  # what; what is
+    assert set(found[5]) < set(found[0])
+    assert not set(found[0]) & set(found[2])
+    for _, weights in features.encode(texts[:4]):
+        assert float((weights.astype(float) ** 2).sum()) == pytest.approx(1.0, rel=1e-6)
+    again = Features.load(features.to_bytes())
+    assert [rows.tolist() for rows, _ in again.encode(texts)] == found
+    words = Features.train(texts, min_count=1, word_ngrams=3, char_ngrams=(0, 0))
+    assert not set(words.hashes.tolist()) & set(features.hashes.tolist())
+
+
 def test_features_do_not_depend_on_the_texts_beside() -> None:
-    features = Features.train(TEXTS, min_count=1)
+    features = Features.train(TEXTS, min_count=1, opening_words=4)
     many = features.encode(TEXTS * 300)
     for text, (rows, weights) in zip(TEXTS * 300, many, strict=True):
         alone = features.encode([text])[0]

@@ -125,7 +125,14 @@ class TextClassifier(nn.Module):
         return F.sum(F.mul(values, scaled[:, :, None]), axis=0)
 
     def add_linear(self, weights: Array, bias: Array) -> None:
-        """Add a linear model over the n-grams, weights (features, labels) and bias (labels,), to the logits."""
+        """Add a linear model over the n-grams, weights (features, labels) and bias (labels,), to the logits.
+
+        It may know more n-grams than the bag: these are rows after the others.
+        """
+        table = self.bag.weight
+        if missing := len(weights) - len(table.data):
+            table.data = ops.concat([table.data, ops.zeros((missing, self.output_size), table.data.dtype, like=table.data)])
+            self.bag.num_embeddings = len(weights)
         for parameter, array in ((self.bag.weight, ops.div(weights, self.config.bag_scale)), (self.output_bias, bias)):
             parameter.data = ops.add(parameter.data, ops.asarray(array, like=parameter.data))
             parameter.version += 1

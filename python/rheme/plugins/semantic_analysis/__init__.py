@@ -21,7 +21,6 @@ from rheme import functional as F
 from rheme.autograd import no_grad
 from rheme.errors import InputError
 from rheme.models.classifier import TextClassifier, pad_bags, softplus
-from rheme.models.linear import fit_naive_bayes, fit_support_vectors
 from rheme.models.semi_supervised import SemiSupervisedClassifier
 from rheme.plugins.semantic_analysis import additions, measuring
 from rheme.plugins.semantic_analysis.config import AnalysisOptions, Calibration, SemanticAnalysisConfig
@@ -51,7 +50,7 @@ class SemanticAnalysis(Task):
     adaptable: ClassVar[tuple[str, ...]] = (
         *("objective", "languages", "labels", "multi_label", "separator", "groups", "group_name", "class_weights", "weights"),
         *("score_range", "out_of_scope", "label_smoothing", "output_size", "max_features", "min_count", "word_ngrams"),
-        *("char_ngrams", "margin_penalty", "max_length", "model", "unlabelled", "unlabelled_label"),
+        *("char_ngrams", "opening_words", "margin_penalty", "refit", "max_length", "model", "unlabelled", "unlabelled_label"),
     )
     training: ClassVar[Mapping[str, Any]] = {"max_epochs": 5, "ema_decay": 0.998, "warmup_steps": 50, "patience": 2}
     valid_share: ClassVar[float] = 0.1  # temperature, thresholds and the linear models' shares are found on it
@@ -195,8 +194,8 @@ class SemanticAnalysis(Task):
     def build(self) -> None:
         """The model, with as many outputs as labels and groups."""
         outputs = self.config.output_size if self._pairs else len(self.config.outputs)
-        pieces, features = self.tokenizer.pieces, self.tokenizer.features
-        sizes = (self.config.model, len(pieces), len(features), outputs, pieces.unk_id)
+        pieces = self.tokenizer.pieces
+        sizes = (self.config.model, len(pieces), self.tokenizer.rows, outputs, pieces.unk_id)
         if not self.config.model.latent_size:
             self.model = TextClassifier(*sizes)
         elif self._pairs or self.config.multi_label or self.config.out_of_scope:
@@ -306,27 +305,25 @@ class SemanticAnalysis(Task):
         A support vector machine; where there are texts without a label, also naive Bayes, which learns from them. Without
         validation examples none: on the texts it was fitted to, either is nearly always right.
         """
-        config, features = self.config, self.tokenizer.features
+        config = self.config
         if self._pairs or not config.model.bag or not config.margin_penalty:
             return
-        valid = [row for row in self._labelled(valid) if config.multi_label or self._targets([row]).any()]
+        labelled, valid = self._labelled(train), self._labelled(valid)
+        valid = [row for row in valid if config.multi_label or self._targets([row]).any()]
         if not valid:
             return
-        targets = self._targets(train)
-        bags = features.encode([row[0] for row in train])
-        labelled = [k for k, row in enumerate(train) if row[1] != config.unlabelled_label]
-        some = [bags[k] for k in labelled]
-        settings = (targets[labelled], len(features), config.margin_penalty)
-        importance = self._class_weights()
-        self._add([fit_support_vectors(some, *settings, power, importance)[0] for power in additions.POWERS], some, valid)
+        known, held = self._texts_and_targets(labelled), self._texts_and_targets(valid)
+        found = additions.support_vectors(config, self.tokenizer, known, held, self._logits(held.texts), self._class_weights())
+        self.tokenizer = found.tokenizer
+        self.model.add_linear(found.addition.weights, found.addition.bias)
+        self._added = (found, known, held) if config.refit else None
         if len(labelled) < len(train) and not config.multi_label and not config.out_of_scope:
-            self._add([fit_naive_bayes(bags, targets, len(features))], bags, valid)
+            every = self._texts_and_targets(train)
+            addition = additions.naive_bayes(config, self.tokenizer, every, held, self._logits(held.texts))
+            self.model.add_linear(addition.weights, addition.bias)
 
-    def _add(self, models: Sequence[Array], bags: Sequence[Bag], valid: Sequence[tuple[str, ...]]) -> None:
-        """Add one of some linear models fitted to these bags, as much of it as the validation examples ask for."""
-        texts = [row[0] for row in valid]
-        others, logits, targets = self.tokenizer.features.encode(texts), self._logits(texts), self._targets(valid)
-        self.model.add_linear(*additions.likeliest(models, bags, others, logits, targets, self.config.multi_label))
+    def _texts_and_targets(self, examples: Sequence[tuple[str, ...]]) -> additions.Labelled:
+        return additions.Labelled([example[0] for example in examples], self._targets(examples))
 
     def calibrate(self, examples: Sequence[tuple[str, ...]]) -> None:
         """Fit what turns logits into probabilities and decisions, on the validation examples."""
@@ -357,6 +354,7 @@ class SemanticAnalysis(Task):
         self._confusion = self.confusion(examples)
 
     _confusion: metrics.Confusion | None = None
+    _added: tuple[additions.SupportVectors, additions.Labelled, additions.Labelled] | None = None  # until `refit`
 
     def confusion(self, examples: Sequence[tuple[str, ...]]) -> metrics.Confusion:
         """Wanted and found labels of labelled texts; of several labels the first wanted and the most probable one count."""
@@ -365,12 +363,16 @@ class SemanticAnalysis(Task):
         return metrics.Confusion.count([(self._decide(row) or ["(none)"])[0] for row in rows.tolist()], wanted)
 
     def conclude(self, out: Path, examples: Sequence[Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Writes the confusion matrix of the validation examples, and draws it where matplotlib is installed."""
+        """Writes the confusion matrix of the validation examples, and draws it where matplotlib is installed; then `refit`."""
         if self._confusion is not None:
             self._confusion.write(out / "confusion.tsv")
             if importlib.util.find_spec("matplotlib"):
                 self._confusion.write(out / "confusion.png")
-        return {}
+        if self._added is None:
+            return {}
+        (found, known, held), self._added = self._added, None
+        self.model.add_linear(*additions.refit(self.config, found, known + held))
+        return {"fitted_after_measuring": len(held.texts)}
 
     # Use -------------------------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,10 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     the VAE (model.latent_size above 0) learn.
     max_features: n-grams of the linear branch, from those in min_count texts; word_ngrams, char_ngrams: their lengths.
     margin_penalty: of the support vector machine that is added to the linear branch at the end of a training, as much of it as
-    the validation examples ask for (`models.linear`; 0: none).
+    the validation examples ask for (`models.linear`; 0: none). opening_words: where the validation examples agree, the machine
+    also sees the first word of a text, the first two together, and so on up to so many (0: never); questions are told by them.
+    refit: once all is chosen and measured, fit the machine again to the validation examples as well, so that they are not lost;
+    then they can no longer tell how good the model is, only the figures from before can.
     max_length: pieces of a text that the LSTM reads; the bag holds all of it. output_size: of a sentence code.
     """
 
@@ -64,6 +67,8 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     word_ngrams: int = 2
     char_ngrams: tuple[int, int] = (2, 5)
     margin_penalty: float = 1.0
+    opening_words: int = 0
+    refit: bool = False
     max_length: int = 256
     calibration: Calibration = msgspec.field(default_factory=Calibration)
     model: ClassifierConfig = msgspec.field(default_factory=ClassifierConfig)
@@ -77,8 +82,10 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
                 raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
         if not self.margin_penalty >= 0:
             raise InputError(f"margin_penalty = {self.margin_penalty}: must be at least 0")
-        if self.max_features < 0 or self.word_ngrams < 0 or self.char_ngrams[0] > self.char_ngrams[1]:
-            raise InputError("max_features and word_ngrams must be at least 0, and char_ngrams the shortest and the longest")
+        if min(self.max_features, self.word_ngrams, self.opening_words) < 0 or self.char_ngrams[0] > self.char_ngrams[1]:
+            raise InputError(
+                "max_features, word_ngrams and opening_words must be at least 0, and char_ngrams the shortest and the longest"
+            )
 
     @property
     def outputs(self) -> list[str]:
