@@ -19,8 +19,15 @@ RHEME_FN uint32_t cluster_rank() {
 }
 
 // A step of the cluster: what was stored before arriving, anywhere in the cluster's shared memory, is there after the wait.
-RHEME_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-RHEME_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Threads of a warp may come here apart: aligned barriers want them together.
+RHEME_FN void cluster_arrive() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+RHEME_FN void cluster_wait() {
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
 RHEME_FN uint32_t in_cluster(const void* here, uint32_t rank) {
   uint32_t there;

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cuda_device import emulated
+from cuda_device import EMULATED, emulated
 
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 
@@ -98,10 +98,11 @@ def test_all_ways_give_the_same_answers(
     monkeypatch.setattr(bench.works, "EMBEDDING", 16)
     monkeypatch.setenv("RHEME_CUDA_TABLE", str(tmp_path / "table.json"))
     with emulated(MULTIPROCESSORS="132"):
-        rows = bench.main(["--quick", "--out", str(tmp_path / "out")])
+        works = [name for name in bench.gpu_cases.WORKS if name not in ("translation", "generation")]
+        rows = bench.main(["--quick", "--only", ",".join(works), "--out", str(tmp_path / "out")])
         captured = capsys.readouterr()
         assert not captured.err, captured.err  # an answer that is off, or a way that cannot run, is told there
-        ways = {work: {row["way"] for row in rows if row["work"] == work} for work in bench.gpu_cases.WORKS}
+        ways = {work: {row["way"] for row in rows if row["work"] == work} for work in works}
         ours = {"rheme plain fp32", "rheme persistent fp32", "rheme persistent bf16"}
         packed, padded = ({f"torch {kind} {p}" for p in bench.gpu_cases.PRECISIONS} for kind in ("packed", "padded"))
         assert ways["lstm"] == ways["lstm_train"] == ours | packed | padded
@@ -115,6 +116,17 @@ def test_all_ways_give_the_same_answers(
         assert all(row["us a step"] > 0 and row["of the limit"] > 0 for row in rows if row["way"] == "rheme plain fp32"
                    and row["work"].startswith("lstm"))  # fmt: skip
         assert "| work | case | way | ms |" in captured.out
+
+
+@pytest.mark.slow
+def test_works_as_a_user_runs_them(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EMULATED))  # of the training's process
+    with emulated():
+        rows = bench.main(["--quick", "--no-torch", "--only", "translation,generation"])
+    assert [(row["work"], row["way"]) for row in rows] == [
+        (work, f"rheme {device} fp32") for work in ("translation", "generation") for device in ("cpu", "cuda")
+    ]
+    assert all(row.get("pieces/s", row.get("tokens/s")) > 0 for row in rows)
 
 
 def test_calibration_writes_the_table_that_is_read(

@@ -182,7 +182,7 @@ def test_a_step_of_decoding_brings_ids_and_their_scores(cupy: Any) -> None:
 def test_a_step_of_the_summarizer_is_one_graph(cupy: Any) -> None:
     """What it copies is sorted at `encode`: in a step nothing is sorted, and nothing but the ids comes from the host."""
     here, there = (trained("pointer_generator", device, 1)[0].eval() for device in ("cpu", "cuda"))
-    step, states = ops.captured(there, next(there.parameters()).data), []
+    step, states = there.captured(), []
     for model in (here, there, there):
         state = model.start(model.encode(IDS, LENGTHS))
         states.append(state.select(np.tile(np.arange(4), 3)).select([0, 2, 3, 4, 6, 7]))  # beams, and an ended sentence
@@ -201,6 +201,54 @@ def test_a_step_of_the_summarizer_is_one_graph(cupy: Any) -> None:
         directly, states[2] = there.step(ids, states[2])
         np.testing.assert_array_equal(down(directly), down(on_device))
         ids = ids[::-1]
+
+
+def test_graphs_are_kept_until_a_weight_changes(cupy: Any) -> None:
+    """Other sources of the same shape, ended after other numbers of steps, find the graphs there; other weights do not."""
+    here, there = (trained("pointer_generator", device, 1)[0].eval() for device in ("cpu", "cuda"))
+    launched, graphs = [], []
+    for call, steps in enumerate((2, 3, 2, 5, 4)):
+        if call == 3:
+            for model in (here, there):
+                bias = model.output.vocabulary.bias
+                model.load_state_dict(model.state_dict() | {"output.vocabulary.bias": ops.to_host(bias.data)[::-1].copy()})
+        source, found = np.roll(IDS, call, axis=1), []
+        for model in (here, there):
+            cupy.counts.clear()
+            state = model.start(model.encode(source))
+            answers = decoding.generate(model, state, 4, GenerationOptions(max_new_tokens=steps), 1, 2)
+            found.append([answer[0].ids for answer in answers])
+        assert found[0] == found[1]
+        launched.append(cupy.counts["graph"])
+        graphs.append(there.captured())
+    assert launched == [0, 3, 2, 3, 4]  # the first shape without weights of attention, then with: recorded at their second time
+    assert graphs[0] is graphs[2] is not graphs[3] is graphs[4]
+    assert here.captured() is here
+
+
+def test_what_one_graph_writes_another_reads_anew(cupy: Any) -> None:
+    from rheme._cuda.graphs import Captured
+
+    def step(ids: Any, state: tuple[Any, Any]) -> Any:
+        h = ops.exp(state[0])
+        return ops.embedding(ids, h), (h, h if state[1] is None else ops.add(h, state[1]))
+
+    graphs = Captured(step)
+    for call in range(4):  # the first step of each has a shape of its own: its graph's results go to the other's
+        states = [(start, None) for start in (np.full((3, 2), call / 9), up(np.full((3, 2), call / 9)))]
+        for ids in (np.array([2]), np.array([1])):
+            (here, states[0]), (there, states[1]) = step(ids, states[0]), graphs.step(ids, states[1])
+            np.testing.assert_allclose(down(there), here, rtol=1e-12)
+    assert cupy.counts["graph"] == 6
+
+
+def test_not_all_shapes_are_kept(cupy: Any) -> None:
+    from rheme._cuda.graphs import _MOST
+
+    model = trained("seq2seq", "cuda", 1)[0].eval()
+    for length in range(1, _MOST + 9):
+        model.captured().step(np.full(1, 1), model.start(model.encode(np.full((length, 1), 5))))
+    assert len(model.captured()._seen) == _MOST
 
 
 def test_evaluation_of_a_vae(cupy: Any) -> None:

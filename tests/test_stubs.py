@@ -133,7 +133,7 @@ def test_functional_has_every_differentiable_op_under_its_name(stub: dict[str, l
 
 
 # Of `_cuda` alone: what brings arrays in, and graphs.
-BEYOND = {"upload", "from_dlpack", "Captured"}
+BEYOND = {"upload", "from_dlpack", "captured"}
 
 
 def test_cuda_has_every_function_with_the_same_keywords(stub: dict[str, list[str]]) -> None:

@@ -140,6 +140,7 @@ class Module:
     """
 
     training: bool = True
+    capturable = False  # whether there is a `step` for decoding that works with arrays of the device alone
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -219,6 +220,14 @@ class Module:
                 parameter.data = ops.empty(parameter.shape)
             parameter.data[...] = ops.asarray(array, like=parameter.data)
             parameter.version += 1
+
+    def captured(self) -> Any:
+        """What to call `step` of: this module or, where it is `capturable` and on a GPU, its step as one CUDA graph.
+
+        The graphs are the calling thread's, and kept until a parameter changes; see `_cuda.graphs`.
+        """
+        weights = [(parameter._array, parameter.version) for parameter in self.parameters()] if self.capturable else []
+        return ops.captured(self, weights) if any(ops.on_gpu(array) for array, _ in weights) else self
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -1,6 +1,8 @@
 """A step of decoding as a CUDA graph: recorded once for each shape of its state, then launched as one."""
 
 import dataclasses
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,16 +49,33 @@ class _Recorded:
         self.outputs: list[Any] = []  # of the state after it: an array, or the number of the input that it is
 
 
+_MOST = 16  # shapes, each with memory for its state
+_kept = threading.local()  # its graphs are written by one thread at a time
+
+
+def captured(model: Any, weights: list[tuple[Any, int]]) -> "Captured":
+    """A model's `step` as this thread's graphs; made anew where a weight, (array, version), is not that of the last call."""
+    known = _kept.__dict__.setdefault("models", weakref.WeakKeyDictionary())
+    before, graphs = known.get(model, ((), None))
+    if [(id(array), version) for array, version in before] != [(id(array), version) for array, version in weights]:
+        step = weakref.WeakMethod(model.step)
+        graphs = Captured(lambda ids, state: step()(ids, state))  # type: ignore[misc]
+        known[model] = weights, graphs
+    return graphs
+
+
 class Captured:
     """step(ids, state) -> (logits, state) of a model whose step stays on the device, as graphs.
 
-    A shape is recorded when it comes for the second time. What a call returns holds until the next one: copy what is to be
-    kept, as `select` does. The weights must not change while it is in use. Memory is its own, and freed with it.
+    A shape is recorded when it comes for the second time; those that have not come for longest are forgotten. What a call
+    returns holds until the next one: copy what is to be kept, as `select` does. The weights must not change while it is in use.
+    Memory is its own, and freed with it.
     """
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self._seen: dict[Any, _Recorded | None] = {}
+        self._seen: dict[Any, _Recorded | None] = {}  # what came last stands last
+        self._written: set[int] = set()  # arrays that graphs write, whose contents change under the same identity
         self._pool = cupy().cuda.MemoryPool()
         self._stream = cupy().cuda.Stream(non_blocking=True)
 
@@ -66,23 +85,25 @@ class Captured:
         key = (len(ids), spec)
         if key not in self._seen:
             self._seen[key] = None
+            if len(self._seen) > _MOST:
+                del self._seen[next(iter(self._seen))]
             return self._step(ids, state)
-        recorded = self._seen[key]
+        recorded = self._seen.pop(key)
         if recorded is None:
-            recorded = self._seen[key] = self._record(ids, spec, leaves)
+            recorded = self._record(ids, spec, leaves)
+        self._seen[key] = recorded
         recorded.ids.set(np.ascontiguousarray(ids, np.int64))
         for index, leaf in enumerate(leaves):
             if leaf is not recorded.last[index]:
                 recorded.inputs[index][...] = upload(leaf) if isinstance(leaf, np.ndarray) else leaf
-                recorded.last[index] = leaf
+                recorded.last[index] = None if id(leaf) in self._written else leaf
         recorded.graph.launch()
         outputs = [leaves[item] if isinstance(item, int) else item for item in recorded.outputs]
-        # A graph's own outputs come back as inputs with the same identity, but with other contents each time.
-        recorded.last = [None if any(leaf is item for item in recorded.outputs) else leaf for leaf in recorded.last]
         return recorded.logits, _rebuild(recorded.spec, outputs)
 
     def _record(self, ids: Any, spec: Any, leaves: Sequence[Any]) -> _Recorded:
         module = cupy()
+        self._stream.wait_event(module.cuda.get_current_stream().record())  # what is read here, and this pool's last users
         with explained(), module.cuda.using_allocator(self._pool.malloc), self._stream:
             inputs = [upload(leaf) if isinstance(leaf, np.ndarray) else leaf.copy() for leaf in leaves]
             recorded = _Recorded(upload(np.ascontiguousarray(ids, np.int64)), inputs)
@@ -100,4 +121,6 @@ class Captured:
         numbers = {id(array): index for index, array in enumerate(recorded.inputs)}
         recorded.outputs = [numbers.get(id(array), array) for array in outputs]
         recorded.graph, recorded.logits = graph, logits
+        graphs = [recorded, *(other for other in self._seen.values() if other)]
+        self._written = {id(item) for other in graphs for item in other.outputs if not isinstance(item, int)}
         return recorded

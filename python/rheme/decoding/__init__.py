@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rheme import ops
+from rheme import nn, ops
 from rheme.decoding.beam import beam_search
 from rheme.decoding.constraints import Constraints, Forbidden, Stopped
 from rheme.decoding.options import GenerationOptions
@@ -55,8 +55,8 @@ def generate(
                 for row, hypotheses in zip(rows, found, strict=True):
                     answers[row] = hypotheses
         return answers
-    if getattr(model, "capturable", False):
-        model = ops.captured(model, next(model.parameters()).data)  # type: ignore[attr-defined]
+    if isinstance(model, nn.Module):
+        model = model.captured()
     limits = [options.max_new_tokens] * batch_size
     if constraints.max_new_tokens is not None:
         limits = [min(options.max_new_tokens, int(n)) for n in constraints.max_new_tokens]

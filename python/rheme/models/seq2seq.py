@@ -170,7 +170,7 @@ def _rounds(owner: Ids) -> tuple[Ids, int]:
 class Seq2Seq(nn.Module):
     """Source ids in, target ids out. Arrays of ids are int64 and time-major: source (S, N), target (T, N)."""
 
-    capturable = True  # `step` works with arrays of the device alone: see ops.captured
+    capturable = True
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         self.config = config

@@ -123,7 +123,7 @@ class TextVAEState:
 class TextVAE(nn.Module):
     """Sentences to codes and back. Ids are int64 (T, N), time-major."""
 
-    capturable = True  # `step` works with arrays of the device alone: see ops.captured
+    capturable = True
 
     def __init__(self, config: TextVAEConfig) -> None:
         self.config = config

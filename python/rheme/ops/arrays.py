@@ -55,9 +55,9 @@ def check_device(device: str) -> None:
         _cuda().isa()
 
 
-def captured(model: Any, like: Array) -> Any:
-    """The model, its `step` recorded as CUDA graphs where it says `capturable` and `like`, a weight, is on a GPU."""
-    return _cuda().Captured(model.step) if on_gpu(like) and getattr(model, "capturable", False) else model
+def captured(model: Any, weights: list[tuple[Array, int]]) -> Any:
+    """The `step` of a model on a GPU as CUDA graphs, kept until a weight, (array, version), is another one."""
+    return _cuda().captured(model, weights)
 
 
 def to_device(array: Array, device: str) -> Array:

@@ -185,7 +185,7 @@ class Summarization(Task):
         constraints = decoding.Constraints.of_texts(settings, self.tokenizer, 1, forbid=self._unwritable)
         constraints = replace(constraints, repeatable=self._digits.repeatable)
         limit = None if max_words is None else WordLimit(max_words, settings.forbid, self.tokenizer)
-        faithful = FaithfulNumbers(self.model, self._digits)
+        faithful = FaithfulNumbers(self.model.captured(), self._digits)
         wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))
         jobs = [i for i, document in enumerate(documents) if document.ids]
         found: dict[int, list[decoding.Hypothesis]] = {}

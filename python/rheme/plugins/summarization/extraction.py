@@ -108,6 +108,7 @@ def read(model: PointerGenerator, windows: Sequence[Sequence[Sequence[int]]]) ->
     long sentences nor short ones are favoured. A code is the mean of what the encoder found in the sentence.
     """
     found: dict[int, tuple[list[float], Array]] = {}
+    step = model.captured().step
     sizes = [sum(map(len, window)) for window in windows]
     for batch in batches.length_batches(sizes, _BATCH_TOKENS, _BATCH_ROWS):
         source, lengths = batches.pad([[index for ids in windows[w] for index in ids] for w in batch], model.config.pad_id)
@@ -116,7 +117,7 @@ def read(model: PointerGenerator, windows: Sequence[Sequence[Sequence[int]]]) ->
         looked, done = ops.zeros((len(batch), source.shape[0])), np.zeros(len(batch), bool)
         ids = np.full(len(batch), model.config.bos_id, np.int64)
         for _ in range(_STEPS):
-            logits, state = model.step(ids, state)
+            logits, state = step(ids, state)
             assert state.attention is not None
             weights = ops.contiguous(ops.to_host(state.attention[0]))
             weights[done] = 0
