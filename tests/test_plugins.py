@@ -96,8 +96,10 @@ def test_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, package: Path
         assert "is no name for a task" in capsys.readouterr().err
     assert main(["plugins", "new", "other", "--out", str(package)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
-    assert main(["plugins", "check", "no-such-task"]) == 1
-    assert "FAIL  found: InputError: no task is called 'no-such-task'" in capsys.readouterr().out
+    assert main(["plugins", "new", "translation", "--out", str(tmp_path / "x")]) == 2
+    assert "rheme has a task 'translation' already" in capsys.readouterr().err
+    assert main(["plugins", "check", "translatoin"]) == 2
+    assert "no task is called 'translatoin' (did you mean 'translation'?)" in capsys.readouterr().err
     assert main(["plugins", "check", "translation", "--data", "nowhere.tsv"]) == 2
 
 

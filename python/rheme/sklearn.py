@@ -104,8 +104,10 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
     """A classifier of texts: the task semantic-analysis, with one label a text or a matrix of labels (N, L) of 0 and 1.
 
     class_weight: None or "balanced". validation_fraction: share of the texts, by a hash, on which the best epoch, the
-    temperature and the thresholds are found. init: a model folder whose reading of texts training begins with, or None.
-    Fitted: classes_, task_ (the task itself, which also tells keywords and languages).
+    temperature and the thresholds are found; refit: let the linear model learn from them, too, once all is found.
+    opening_words: so many first words of a text, taken together, may tell its label besides (they tell questions). init: a
+    model folder whose reading of texts training begins with, or None. Fitted: classes_, task_ (the task itself, which also
+    tells keywords and languages).
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         max_features: int = 50_000,
         word_ngrams: int = 2,
         char_ngrams: tuple[int, int] = (2, 5),
+        opening_words: int = 0,
+        refit: bool = False,
         dropout: float = 0.5,
         label_smoothing: float = 0.1,
         class_weight: str | None = None,
@@ -133,6 +137,8 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         self.max_features = max_features
         self.word_ngrams = word_ngrams
         self.char_ngrams = char_ngrams
+        self.opening_words = opening_words
+        self.refit = refit
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.class_weight = class_weight
@@ -176,6 +182,8 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
             "max_features": self.max_features,
             "word_ngrams": self.word_ngrams,
             "char_ngrams": tuple(self.char_ngrams),
+            "opening_words": self.opening_words,
+            "refit": self.refit,
         }
         shape = {"hidden_size": self.hidden_size, "embedding_size": self.embedding_size}
         if self.init is None:

@@ -32,8 +32,8 @@ def tasks_command(check: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(row, ensure_ascii=False))
         else:
-            line = f"{name:<22}{row['package']} {row['version']}"
-            click.echo(f"{line:<44}{info.module}" + (f"\n    {row['problem']}" if "problem" in row else ""))
+            line = f"{name:<20}  {row['package']} {row['version']}"
+            click.echo(f"{line:<42}  {info.module}" + (f"\n    {row['problem']}" if "problem" in row else ""))
     if broken:
         raise click.exceptions.Exit(1)
 

@@ -22,9 +22,15 @@ def plugins_command() -> None:
 def new_command(name: str, out: str | None) -> None:
     """Write a package with a task of your own: it installs, trains and passes `rheme plugins check`."""
     from rheme.cli import skeleton
+    from rheme.tasks import list_tasks
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise InputError(f"{name!r} is no name for a task: small letters and digits, words joined by -, such as topic-labels")
+    package, known = f"rheme-{name}", list_tasks().get(name)
+    if known is not None and known.distribution != package:
+        raise InputError(
+            f"{known.distribution} has a task {name!r} already, and two of one name cannot be loaded: choose another"
+        )
     module = f"rheme_{name.replace('-', '_')}"
     class_name = "".join(part.capitalize() for part in name.split("-"))
     if keyword.iskeyword(class_name):
@@ -32,7 +38,7 @@ def new_command(name: str, out: str | None) -> None:
     folder = Path(out or f"rheme-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; give another folder (--out)")
-    values = {"name": name, "module": module, "class_name": class_name, "package": f"rheme-{name}"}
+    values = {"name": name, "module": module, "class_name": class_name, "package": package}
     for path, text in skeleton.FILES.items():
         target = folder / Template(path).substitute(values)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +58,10 @@ def check_command(name: str, data: str | None, steps: int, settings: tuple[str, 
     """Try every promise of a task on an installed one."""
     from rheme import conformance
     from rheme.cli.training import settings_tables
+    from rheme.tasks import list_tasks, nearest
 
+    if name not in (known := list_tasks()):
+        raise InputError(f"no task is called {name!r}{nearest(name, known)}; installed: {', '.join(known) or 'none'}")
     if data is not None and not Path(data).exists():
         raise InputError(f"{data}: no such file")
 

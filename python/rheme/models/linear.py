@@ -86,19 +86,28 @@ def fit_support_vectors(
     damping = np.full(has.shape, np.float32(0.5 / penalty))
     if importance is not None:
         damping = np.where(has, damping / importance.astype(np.float32), damping)
+
+    def scaled(text: int) -> Array:
+        """Its n-grams' values (K, labels), or (K, 1) where all labels scale alike."""
+        return scales[rows[text]] * values[text] if power else values[text]
+
+    steepness = np.zeros_like(damping)  # the second derivative of each text's step
+    for text in range(len(bags)):
+        x = scaled(text)
+        steepness[text] = ops.sum(x * x, axis=0) + damping[text]
     alphas = np.zeros_like(signs)
     for number in range(passes):
         order = np.argsort(ops.random_bits(0, _STREAM + number, 0, len(bags)), kind="stable")
         highest, lowest = -math.inf, math.inf
         for text in order.tolist():
             row, sign, alpha, held = rows[text], signs[text], alphas[text], table[rows[text]]
-            x = scales[row] * values[text]
+            x = scaled(text)
             gradient = sign * ops.sum(x * held, axis=0) - np.float32(1) + damping[text] * alpha
             projected = np.where(alpha > 0, gradient, np.minimum(gradient, 0))
             highest, lowest = max(highest, float(projected.max())), min(lowest, float(projected.min()))
             if not projected.any():
                 continue
-            updated = np.maximum(alpha - gradient / (ops.sum(x * x, axis=0) + damping[text]), 0)
+            updated = np.maximum(alpha - gradient / steepness[text], 0)
             table[row] = held + x * ((updated - alpha) * sign)
             alphas[text] = updated
         if highest - lowest <= tolerance:

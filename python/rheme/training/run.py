@@ -416,6 +416,7 @@ class Run:
         if at.best_loss is not None:
             metrics |= {"valid_loss": at.best_loss, "best_step": at.best_step}
         evaluate = self.config.evaluate and len(self.valid_examples) > 0
+        found: dict[str, Any] = {}
         self._checkpoint()  # what follows may take long
         self._hold(weights)
         self.model.eval()
@@ -423,11 +424,12 @@ class Run:
             self.task.finish(self.train_examples, self.valid_examples)
             if evaluate:
                 self.task.calibrate(self.valid_examples)
-                metrics |= self.task.evaluate(self.valid_examples)
+                found = self.task.evaluate(self.valid_examples)
         except InputError as error:
             self.display.line(f"the final evaluation was left out: {error}")
         except KeyboardInterrupt:
             raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
+        metrics |= found
         with writing(self.out):
             metrics |= self.task.conclude(self.out, self.train_examples, self.history)
         final = self.out / ".final"
@@ -439,6 +441,9 @@ class Run:
                 os.replace(path, self.out / path.name)
             checkpoints.sync(self.out)
         clean(self.out)
+        if found:
+            told = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, int | float))
+            self.display.line(f"on the validation examples: {told}")
         self.display.line(f"done: {self.out}")
         return metrics
 
