@@ -1,6 +1,7 @@
 """The device that tests of `rheme._cuda` run on: a GPU through CuPy, or the stand-in of `emulated_cuda`."""
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,9 @@ EMULATED = Path(__file__).parent / "emulated_cuda"
 _OURS = ("cupy", "cupy_backends", "cupyx")
 
 
-def _forget() -> None:
-    """As if no CuPy had been imported yet."""
-    for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
-        del sys.modules[name]
+def _forget() -> dict[str, Any]:
+    """As if no CuPy had been imported yet; returns its modules."""
+    modules = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _OURS}
     from rheme import nn, ops
     from rheme._cuda import calibration, device, persistent, rows
 
@@ -24,15 +24,16 @@ def _forget() -> None:
         for value in vars(module).values():
             if callable(getattr(value, "cache_clear", None)):
                 value.cache_clear()
+    return modules
 
 
 @contextlib.contextmanager
 def emulated(**settings: str) -> Iterator[Any]:
     """Within it `import cupy` finds the stand-in; yields that. settings: of its environment, such as ORDER="1"."""
-    before = dict(os.environ)
+    before, library = dict(os.environ), ctypes.CDLL
     os.environ.update({f"RHEME_EMULATED_{name}": value for name, value in settings.items()})
     os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
-    _forget()
+    modules = _forget()
     sys.path.insert(0, str(EMULATED))
     try:
         import cupy
@@ -41,6 +42,8 @@ def emulated(**settings: str) -> Iterator[Any]:
     finally:
         sys.path.remove(str(EMULATED))
         _forget()
+        sys.modules.update(modules)
+        ctypes.CDLL = library  # type: ignore[misc]
         os.environ.clear()
         os.environ.update(before)
 

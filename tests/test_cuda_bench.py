@@ -4,6 +4,7 @@ the emulated device and PyTorch's CPU, that all ways give the same answers."""
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,15 @@ def test_cases_hold_the_bars(bench: Any) -> None:
     assert any((c.B, c.H) == (128, 512) for c in cases.cases("train_step"))
 
 
+def test_the_command_of_each_bar_has_cases(bench: Any) -> None:
+    told = (PEERS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    commands = re.findall(r'`gpu.py --only ([\w,]+)(?: --case "(.*?)")?`', told)
+    assert len(commands) >= 11
+    for works, containing in commands:
+        for work in works.split(","):
+            assert bench.gpu_cases.cases(work, containing=containing), (work, containing)
+
+
 def test_roofline(bench: Any) -> None:
     """By hand: the greater of the products at their peak and the bytes at the bandwidth."""
     cases, works = bench.gpu_cases, bench.works
@@ -82,6 +92,9 @@ def test_what_is_missing_is_one_line() -> None:
     unknown = run("--only", "lstm,speed")
     assert unknown.returncode == 2
     assert "no work is called speed" in unknown.stderr
+    nowhere = run("--list", "--only", "kl", "--case", "B 3 H 3")
+    assert nowhere.returncode == 2
+    assert "no case of kl has 'B 3 H 3' in its name" in nowhere.stderr
     if importlib.util.find_spec("cupy") is None:
         without = run()
         assert without.returncode == 2
@@ -109,7 +122,7 @@ def test_all_ways_give_the_same_answers(
         assert ways["sampling"] == {"rheme block fp32", "rheme cluster fp32", "torch sort fp32"}
         assert ways["train_step"] == ours | {"torch fp32", "torch tf32", "torch bf16"}
         assert {"rheme fp32", "torch fused fp32"} <= ways["adamw"]
-        for work in ("kl", "linear_cross_entropy", "decode_greedy"):
+        for work in ("kl", "cross_entropy", "linear_cross_entropy", "decode_greedy"):
             assert len(ways[work]) > 1, work
         kept = json.loads((tmp_path / "out").read_text())
         assert kept["rows"] == rows

@@ -100,7 +100,10 @@ def same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize("made", [translation, question_answering, summarization, semantic_analysis, generation])
+MADE = [translation, question_answering, summarization, semantic_analysis, generation]
+
+
+@pytest.mark.parametrize("made", MADE)
 def test_a_task_answers_on_a_device(made: Callable[..., Any], tmp_path: Path) -> None:
     task, answer = made(tmp_path)
     here = answer(task)

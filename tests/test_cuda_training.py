@@ -1,9 +1,11 @@
 """Training, evaluation, decoding and the command line with device "cuda", on the emulated device."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,10 +222,17 @@ def test_graphs_are_kept_until_a_weight_changes(cupy: Any) -> None:
             found.append([answer[0].ids for answer in answers])
         assert found[0] == found[1]
         launched.append(cupy.counts["graph"])
-        graphs.append(there.captured())
+        graphs.append(there.captured().graphs)
     assert launched == [0, 3, 2, 3, 4]  # the first shape without weights of attention, then with: recorded at their second time
     assert graphs[0] is graphs[2] is not graphs[3] is graphs[4]
     assert here.captured() is here
+    step, state = there.captured(), there.start(there.encode(IDS))
+    alive = weakref.ref(there)
+    del there, model
+    step.step(np.full(4, 1), state)
+    del step, state
+    gc.collect()
+    assert alive() is None
 
 
 def test_what_one_graph_writes_another_reads_anew(cupy: Any) -> None:
@@ -248,7 +257,7 @@ def test_not_all_shapes_are_kept(cupy: Any) -> None:
     model = trained("seq2seq", "cuda", 1)[0].eval()
     for length in range(1, _MOST + 9):
         model.captured().step(np.full(1, 1), model.start(model.encode(np.full((length, 1), 5))))
-    assert len(model.captured()._seen) == _MOST
+    assert len(model.captured().graphs._seen) == _MOST
 
 
 def test_evaluation_of_a_vae(cupy: Any) -> None:

@@ -6,6 +6,7 @@ under compute-sanitizer's memcheck and racecheck.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from rheme.autograd import gradcheck  # noqa: E402
 from rheme.errors import RhemeError  # noqa: E402
 from rheme.models.text_vae import TextVAE, TextVAEConfig  # noqa: E402
 from test_autograd import CHECKS  # noqa: E402
+from test_cuda_tasks import MADE, same  # noqa: E402
 from test_cuda_training import MODELS, decoded, trained  # noqa: E402
 
 try:
@@ -128,6 +130,15 @@ def test_decoding_gives_the_cpus_texts(name: str) -> None:
     """Greedy, by beams, sampled: a step as one graph."""
     for here, there in decoded(name):
         assert here == there
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_task_answers_on_a_gpu(made: Any, tmp_path: Path) -> None:
+    task, answer = made(tmp_path)
+    here = answer(task)
+    task.model.to("cuda")
+    for _ in range(2):  # the second time with the graphs of the first
+        same(here, answer(task))
 
 
 def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

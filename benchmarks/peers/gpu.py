@@ -1,4 +1,4 @@
-"""rheme beside PyTorch on one CUDA device: `python benchmarks/peers/gpu.py [--only lstm,sampling] [--quick] [--calibrate]`.
+"""rheme beside PyTorch on one CUDA device: `python benchmarks/peers/gpu.py [--only lstm,sampling] [--case "B 16 H 512"]`.
 
 Needs CuPy and a GPU; PyTorch with CUDA where it is to be compared with (fp32, TF32, bf16 and fp16; cuDNN chooses its way by
 itself, padded and packed). Answers are compared first, to a bound that is the precision's; a way whose answer is off is told
@@ -142,6 +142,18 @@ def adamw(case: works.Case, data: works.Arrays) -> Ways:
     return {"rheme fp32": lambda: _cuda.adamw(param=param, grad=grad, m=m, v=v, grad_scale=1.0, **numbers)}
 
 
+def cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
+    logits, targets = rheme.Tensor(_cuda.upload(data["logits"]), requires_grad=True), _cuda.upload(data["targets"])
+
+    def run() -> Any:
+        logits.grad = None
+        loss = F.sum(F.cross_entropy(logits, targets))
+        loss.backward()
+        return loss.data, logits.grad
+
+    return {"rheme fp32": run}
+
+
 def linear_cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
     x, weight, bias = (rheme.Tensor(_cuda.upload(data[name]), requires_grad=True) for name in ("x", "weight", "bias"))
     targets = _cuda.upload(data["targets"])
@@ -186,14 +198,21 @@ def decode_greedy(case: works.Case, data: works.Arrays) -> Ways:
     return {"rheme plain fp32": designed("plain", run)}
 
 
+def word(number: int) -> str:
+    """A word of three syllables for each number below 85^3; without digits, which the tokenizer takes one by one."""
+    scattered = int(number) * 7919 % 85**3
+    return "".join("bdfghjklmnprstvwz"[i // 5] + "aeiou"[i % 5] for i in (scattered // 85**place % 85 for place in range(3)))
+
+
 # The bench ------------------------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    def __init__(self, quick: bool, torch: Any) -> None:
+    def __init__(self, quick: bool, torch: Any, containing: str = "") -> None:
         import cupy
 
         self.cupy, self.torch, self.quick, self.rows = cupy, torch, quick, list[dict[str, Any]]()
+        self.containing = containing
         peaks = {"fp32": max(_cuda.fma_peak(dtype="float32", iterations=1 if quick else 1 << 14) for _ in range(3))}
         if torch is not None and not quick:
             peaks = torch.peaks() | {"fp32": max(peaks["fp32"], torch.peaks()["fp32"])}
@@ -223,7 +242,7 @@ class Bench:
         if work in ("translation", "generation"):
             getattr(self, work)()
             return
-        for case in gpu_cases.cases(work, self.quick):
+        for case in gpu_cases.cases(work, self.quick, self.containing):
             data = gpu_cases.inputs(case)
             ways: Ways = globals()[work](case, data)
             if self.torch is not None:
@@ -276,6 +295,7 @@ class Bench:
 
     def translation(self) -> None:
         """Pieces a second of the bundled model, greedy, one sentence at a time."""
+        os.environ["RHEME_CUDA_LSTM"] = ""  # as the table says
         task: Any = rheme.load("translation", to="fr", precision="float32", num_beams=1)
         texts = ["Where is the train station?", "I would like to know what time it is.", "She has never seen the sea before."]
         options, rounds = {}, 5
@@ -301,7 +321,7 @@ class Bench:
         rng = np.random.default_rng(6)
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "lines.txt"
-            texts = (" ".join(f"w{w}" for w in rng.zipf(1.3, rng.integers(4, 30)) % 9000) for _ in range(lines))
+            texts = (" ".join(map(word, rng.zipf(1.3, rng.integers(4, 30)) % 9000)) for _ in range(lines))
             data.write_text("\n".join(texts) + "\n")
             sizes = {"embedding_size": hidden // 2, "encoder_size": hidden, "decoder_size": hidden, "latent_size": 32}
             chosen = [f"--set=task.model.{name}={size}" for name, size in sizes.items()]
@@ -382,6 +402,7 @@ def _torch() -> Any:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", default=",".join(gpu_cases.WORKS), help="works, separated by commas")
+    parser.add_argument("--case", default="", help="only the cases whose names contain this")
     parser.add_argument("--quick", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--calibrate", action="store_true", help="write the table that rheme chooses by")
     parser.add_argument("--list", action="store_true", help="the cases and their arithmetic, without a GPU")
@@ -391,13 +412,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     names = given.only.split(",")
     if unknown := set(names) - set(gpu_cases.WORKS):
         parser.error(f"--only: no work is called {', '.join(sorted(unknown))}; there are {', '.join(gpu_cases.WORKS)}")
+    if not any(given.case in case.name for name in names for case in gpu_cases.WORKS[name](name)):
+        parser.error(f"--case: no case of {given.only} has {given.case!r} in its name; --list shows them")
     if given.list:
-        print(gpu_cases.table(names))
+        print(gpu_cases.table(names, given.case))
         return []
     before = {name: os.environ.get(name) for name in ("RHEME_CUDA_LSTM", "RHEME_CUDA_SAMPLER")}
     try:
         facts = _cuda.build_info()
-        bench = Bench(given.quick, None if given.no_torch or given.calibrate else _torch())
+        bench = Bench(given.quick, None if given.no_torch or given.calibrate else _torch(), given.case)
         print(f"{facts['device']}; CUDA {facts['cuda']}, driver {facts['driver']}; {bench.limits}")
         if given.calibrate:
             print(f"written: {bench.calibrate()}")

@@ -55,6 +55,11 @@ def adamw_cases(work: str) -> Iterator[Case]:
 
 
 def cross_entropy_cases(work: str) -> Iterator[Case]:
+    for n, v in ((16384, 10_000), (4096, 32_000), (20, 50)):
+        yield Case(work, f"N {n} V {v}", {"N": n, "V": v}, n == 20)
+
+
+def linear_cross_entropy_cases(work: str) -> Iterator[Case]:
     for n, v, h in ((4096, 10_000, 512), (4096, 32_000, 512), (4096, 128_000, 512), (20, 50, 8)):
         yield Case(work, f"N {n} V {v} H {h}", {"N": n, "V": v, "H": h}, n == 20)
 
@@ -80,7 +85,8 @@ WORKS = {
     "sampling": sampling_cases,
     "kl": kl_cases,
     "adamw": adamw_cases,
-    "linear_cross_entropy": cross_entropy_cases,
+    "cross_entropy": cross_entropy_cases,
+    "linear_cross_entropy": linear_cross_entropy_cases,
     "train_step": train_cases,
     "decode_greedy": decode_cases,
     "translation": whole_cases,
@@ -88,8 +94,9 @@ WORKS = {
 }
 
 
-def cases(work: str, quick: bool = False) -> list[Case]:
-    return [case for case in WORKS[work](work) if case.quick == quick]
+def cases(work: str, quick: bool = False, containing: str = "") -> list[Case]:
+    """A work's cases whose names contain a text."""
+    return [case for case in WORKS[work](work) if case.quick == quick and containing in case.name]
 
 
 def inputs(case: Case) -> works.Arrays:
@@ -115,6 +122,8 @@ def arithmetic(case: Case, arrays: works.Arrays, precision: str) -> tuple[float,
         return 0.0, 20.0 * case.N * case.D
     if work == "adamw":  # p, m and v read and written, g read
         return 0.0, 28.0 * case.N
+    if work == "cross_entropy":  # logits read by the forward and by the backward, which writes their gradients
+        return 0.0, 12.0 * case.N * case.V
     if work == "linear_cross_entropy":
         return 6.0 * case.N * case.V * case.H, 2 * size * (case.N + case.V) * case.H
     return 0.0, 0.0
@@ -135,11 +144,11 @@ def least_seconds(case: Case, arrays: works.Arrays, precision: str, limits: Limi
     return max(flops / peak if peak else 0.0, moved / limits.bandwidth)
 
 
-def table(names: list[str]) -> str:
+def table(names: list[str], containing: str = "") -> str:
     """All cases, with the arithmetic and the traffic in fp32 that none of the ways can do without."""
     lines = ["| work | case | GFLOP | MB |", "|---|---|---|---|"]
     for work in names:
-        for case in cases(work):
+        for case in cases(work, containing=containing):
             # what the traffic of mixed lengths is depends on the lengths; nothing else on the numbers
             arrays: dict[str, Any] = inputs(case) if "mixed" in case.size else {}
             flops, moved = arithmetic(case, arrays, "fp32")

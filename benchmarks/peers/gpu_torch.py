@@ -131,6 +131,18 @@ def adamw(case: works.Case, data: works.Arrays) -> Ways:
     return ways
 
 
+def cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
+    logits, targets = _up(data["logits"]).requires_grad_(), _up(data["targets"])
+
+    def run() -> Any:
+        logits.grad = None
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        loss.backward()
+        return loss, logits.grad
+
+    return {"torch fp32": run}
+
+
 def linear_cross_entropy(case: works.Case, data: works.Arrays) -> Ways:
     targets = _up(data["targets"])
     ways: Ways = {}

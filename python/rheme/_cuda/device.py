@@ -199,30 +199,38 @@ def launch(
     function(blocks, (block,), given(arguments), shared_mem=shared)
 
 
+class _LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute, of the cluster's dimensions."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("cluster", ctypes.c_uint * 3), ("rest", ctypes.c_uint * 13))
+
+
+_CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+
+
 class _LaunchConfig(ctypes.Structure):
     """CUlaunchConfig."""
 
     _fields_ = (
         ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint),
+        ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint),
     )  # fmt: skip
 
 
 def active_clusters(function: Any, blocks: int, threads: int, shared: int) -> int:
     """How many clusters of a kernel compiled for clusters can run at once; 0 where the driver does not tell.
 
-    A small GPU, or one that is shared out, may have no room for a large one.
+    A small GPU, or one that is shared out, may have no room for a large one. CuPy does not hand the driver's function on.
     """
-    ask, pointer = getattr(cupy().cuda.driver, "occupancyMaxActiveClusters", None), function.kernel.ptr
-    if ask is not None:
-        return int(ask(pointer, blocks, threads, shared))
-    try:  # CuPy 14 does not hand it on
+    try:
         ask = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):
         return 0
-    config = _LaunchConfig((ctypes.c_uint * 3)(blocks, 1, 1), (ctypes.c_uint * 3)(threads, 1, 1), shared)
+    size, three = (blocks, 1, 1), ctypes.c_uint * 3
+    attribute = _LaunchAttribute(_CLUSTER_DIMENSION, 0, three(*size))
+    config = _LaunchConfig(three(*size), three(threads, 1, 1), shared, None, ctypes.pointer(attribute), 1)
     count = ctypes.c_int(0)
-    failed = ask(ctypes.byref(count), ctypes.c_void_p(pointer), ctypes.byref(config))
+    failed = ask(ctypes.byref(count), ctypes.c_void_p(function.kernel.ptr), ctypes.byref(config))
     return 0 if failed else count.value
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,17 @@ _MOST = 16  # shapes, each with memory for its state
 _kept = threading.local()  # its graphs are written by one thread at a time
 
 
-def captured(model: Any, weights: list[tuple[Any, int]]) -> "Captured":
+class OfModel(NamedTuple):
+    """A model with its graphs, which do not keep it alive themselves."""
+
+    model: Any
+    graphs: "Captured"
+
+    def step(self, ids: Any, state: Any) -> tuple[Array, Any]:
+        return self.graphs.step(ids, state)
+
+
+def captured(model: Any, weights: list[tuple[Any, int]]) -> OfModel:
     """A model's `step` as this thread's graphs; made anew where a weight, (array, version), is not that of the last call."""
     known = _kept.__dict__.setdefault("models", weakref.WeakKeyDictionary())
     before, graphs = known.get(model, ((), None))
@@ -61,7 +71,7 @@ def captured(model: Any, weights: list[tuple[Any, int]]) -> "Captured":
         step = weakref.WeakMethod(model.step)
         graphs = Captured(lambda ids, state: step()(ids, state))  # type: ignore[misc]
         known[model] = weights, graphs
-    return graphs
+    return OfModel(model, graphs)
 
 
 class Captured:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,9 @@ NAMES = {"float": "float32", "double": "float64", "int64_t": "int64", "uint64_t"
          "uint8_t": "uint8", "int32_t": "int32", "uint16_t": "uint16"}  # fmt: skip
 
 
+by_pointer: "weakref.WeakValueDictionary[int, Kernel]" = weakref.WeakValueDictionary()
+
+
 class Kernel:
     """What CuPy's get_function gives: kernel(grid, block, arguments, shared_mem=0)."""
 
@@ -110,7 +114,8 @@ class Kernel:
         self.name, self.function = name, getattr(binary, f"launch_{name}")
         self.facts = kernels[name] | {kind: getattr(binary, f"{kind}_{name}")() for kind in ("bounds", "cluster")}
         self.max_dynamic_shared_size_bytes, self.most_blocks = 48 << 10, 8
-        self.kernel = SimpleNamespace(ptr=self)  # as a RawKernel has it
+        self.kernel = SimpleNamespace(ptr=id(self))  # as a RawKernel has it
+        by_pointer[id(self)] = self
 
     def __call__(self, grid: Any, block: Any, arguments: Any, *, shared_mem: int = 0) -> None:
         types, cluster = self.facts["types"], self.facts["cluster"]

@@ -1,6 +1,7 @@
 """cupy.cuda: the device, streams, graphs, events, and what it tells of itself."""
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -152,11 +153,31 @@ def resident_blocks() -> int:
 
 def _set_attribute(function: Any, attribute: int, value: int) -> None:
     assert (attribute, value) == (14, 1)  # clusters of more than 8 blocks
-    function.most_blocks = 16
+    module.compiling.by_pointer[function].most_blocks = 16
 
 
 driver = SimpleNamespace(
     funcSetAttribute=_set_attribute,
     occupancyMaxActiveBlocksPerMultiprocessor=lambda function, threads, shared: 1,
-    occupancyMaxActiveClusters=lambda function, blocks, threads, shared: int(os.environ.get("RHEME_EMULATED_CLUSTERS", "2")),
 )
+
+
+def _active_clusters(count: Any, function: Any, config: Any) -> int:
+    """cuOccupancyMaxActiveClusters: asked for one cluster, of a size that its attribute tells."""
+    given = config._obj
+    attribute = given.attributes[0]
+    assert (ctypes.sizeof(given), ctypes.sizeof(attribute)) == (56, 72)
+    assert given.count == 1
+    assert attribute.id == 4
+    assert list(attribute.cluster) == list(given.grid)
+    count._obj.value = int(os.environ.get("RHEME_EMULATED_CLUSTERS", "2"))
+    return 0
+
+
+def _library(name: str, *arguments: Any, **keywords: Any) -> Any:
+    if name == "libcuda.so.1":
+        return SimpleNamespace(cuOccupancyMaxActiveClusters=_active_clusters)
+    return CDLL(name, *arguments, **keywords)
+
+
+CDLL, ctypes.CDLL = ctypes.CDLL, _library  # type: ignore[misc, assignment]
