@@ -251,6 +251,24 @@ def test_what_one_graph_writes_another_reads_anew(cupy: Any) -> None:
     assert cupy.counts["graph"] == 6
 
 
+def test_a_step_that_cannot_be_recorded_says_why(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheme._cuda.graphs import Captured
+
+    graphs = Captured(lambda ids, state: (ops.exp(up(down(state))), state))
+    end = cupy.cuda.Stream.end_capture
+
+    def invalidated(stream: Any) -> None:
+        end(stream)
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+    monkeypatch.setattr(cupy.cuda.Stream, "end_capture", invalidated)
+    state = up(np.ones(2))
+    graphs.step(np.array([1]), state)
+    with pytest.raises(RuntimeError, match="a copy to host while a stream is captured"):
+        graphs.step(np.array([1]), state)
+    assert not cupy.cuda.Stream(non_blocking=True).is_capturing()
+
+
 def test_not_all_shapes_are_kept(cupy: Any) -> None:
     from rheme._cuda.graphs import _MOST
 

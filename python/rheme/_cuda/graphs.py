@@ -1,5 +1,6 @@
 """A step of decoding as a CUDA graph: recorded once for each shape of its state, then launched as one."""
 
+import contextlib
 import dataclasses
 import threading
 import weakref
@@ -124,8 +125,11 @@ class Captured:
             self._stream.begin_capture()
             try:
                 logits, after = self._step(recorded.ids, state)
-            finally:
-                graph = self._stream.end_capture()
+            except BaseException:
+                with contextlib.suppress(Exception):  # a capture that was cut short tells of nothing but that
+                    self._stream.end_capture()
+                raise
+            graph = self._stream.end_capture()
         outputs: list[Any] = []
         recorded.spec = _flatten(after, outputs)
         numbers = {id(array): index for index, array in enumerate(recorded.inputs)}
