@@ -184,3 +184,36 @@ def test_refit_learns_from_the_validation_texts(tmp_path: Path) -> None:
         after.append(float(rheme.load(model=out).evaluate(sentences(400, 2))["accuracy"]))
     assert before[0] == before[1] < 95
     assert after[1] > 98 > after[0]
+
+
+def test_groups_of_labels_share_their_words(tmp_path: Path) -> None:
+    """What the labels of a group have in common tells the group of a text whose label it does not tell."""
+    draw, rows = random.Random(0), []
+    for topic, words in TOPICS.items():
+        for label in range(6):
+            for number in range(10):
+                one, other = draw.sample(words.split(), 2)
+                rows.append((f"the {one} and {other} number{draw.randrange(6)} {topic}-{label}-{number}", f"{topic}:{label}"))
+    draw.shuffle(rows)
+    labels = sorted({label for _, label in rows})
+    groups = {topic: [label for label in labels if label.startswith(topic)] for topic in TOPICS}
+    readers.write_tsv(
+        tmp_path / "train.tsv", [(text.rsplit(" ", 1)[0] + f" {k}", label) for k, (text, label) in enumerate(rows)]
+    )
+    config = {"task": SMALL | {"char_ngrams": [0, 0], "groups": groups, "group_name": "topic"}}
+    rheme.train(
+        "semantic-analysis", tmp_path / "train.tsv", out=tmp_path / "m", config=config, max_steps=1, echo=lambda line: None
+    )
+    task = rheme.load(model=tmp_path / "m")
+    held = [(text, f"{topic}:{k % 6}") for k, (text, topic) in enumerate(sentences(60, 5))]
+    assert float(task.evaluate(held)["topic_accuracy"]) > 95
+    result = task("the horse and goat of old 3")
+    assert result.extra["topic"]["label"] == "animal"
+    assert result.extra["topic"]["scores"]["animal"] == pytest.approx(
+        sum(
+            float(p)
+            for p, label in zip(task.predict_proba(["the horse and goat of old 3"])[0], labels, strict=True)
+            if "animal" in label
+        ),
+        abs=1e-5,
+    )

@@ -317,6 +317,9 @@ class SemanticAnalysis(Task):
         self.tokenizer = found.tokenizer
         self.model.add_linear(found.addition.weights, found.addition.bias)
         self._added = (found, known, held) if config.refit else None
+        if config.groups and not config.multi_label:
+            addition = additions.group_vectors(config, found, known, held, self._logits(held.texts))
+            self.model.add_linear(addition.weights, addition.bias)
         if len(labelled) < len(train) and not config.multi_label and not config.out_of_scope:
             every = self._texts_and_targets(train)
             addition = additions.naive_bayes(config, self.tokenizer, every, held, self._logits(held.texts))

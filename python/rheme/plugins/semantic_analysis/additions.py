@@ -84,6 +84,24 @@ def refit(config: SemanticAnalysisConfig, found: SupportVectors, texts: Labelled
     return ops.sub(ops.mul(weights, old.share), old.weights), ops.sub(ops.mul(_bias(weights, bags), old.share), old.bias)
 
 
+def group_vectors(
+    config: SemanticAnalysisConfig, found: SupportVectors, train: Labelled, valid: Labelled, logits: Array
+) -> Addition:
+    """A support vector machine that tells groups of labels: its score of a group is added to the logits of each label in it.
+
+    What the labels of a group share it learns from all their texts. logits: with `found` added.
+    """
+    places = {label: k for k, label in enumerate(config.labels)}
+    members = [[places[label] for label in labels] for labels in config.groups.values()]
+    has = np.stack([train.targets[:, places].any(axis=1) for places in members], axis=1)
+    bags = found.tokenizer.bags(train.texts)
+    scores, _ = fit_support_vectors(bags, has, found.tokenizer.rows, config.margin_penalty, found.power)
+    weights = ops.zeros((len(scores), len(config.labels)))
+    for k, labels in enumerate(members):
+        weights[:, labels] += scores[:, k : k + 1]
+    return _fit_share(config, weights, bags, found.tokenizer.bags(valid.texts), logits, valid.targets)
+
+
 def naive_bayes(
     config: SemanticAnalysisConfig, tokenizer: PiecesAndFeatures, train: Labelled, valid: Labelled, logits: Array
 ) -> Addition:

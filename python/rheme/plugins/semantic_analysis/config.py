@@ -27,7 +27,8 @@ class SemanticAnalysisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields
     """What is learnt, and how a text is read.
 
     multi_label: several labels a text, divided by `separator`. groups: further outputs, each the presence of one of some
-    labels, such as positive and negative; group_name is what they are together. class_weights: each label counts by its
+    labels, such as positive and negative (with one label a text their probabilities are sums, and the support vector machine
+    learns the groups, too); group_name is what they are together. class_weights: each label counts by its
     frequency to the power of minus this (0: alike; 1: all labels together the same); `weights` are then found by training, as
     are `labels` and `score_range` (the least and the largest score of the pairs). out_of_scope: the label of texts that
     belong to none. label_smoothing: share of a label's weight spread over all

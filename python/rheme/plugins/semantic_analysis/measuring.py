@@ -26,6 +26,15 @@ def one_label(
         "macro_f1": metrics.macro_f1([chosen[k] for k in inside], [wanted[k] for k in inside]),
         "calibration_error": metrics.calibration_error([best[k] for k in inside], right),
     }
+    if config.groups:
+        places = {label: k for k, label in enumerate(config.labels)}
+        names = {label: name for name, labels in config.groups.items() for label in labels}
+        sums = {
+            name: ops.sum(ops.contiguous(rows[:, [places[label] for label in labels]]), axis=1)
+            for name, labels in config.groups.items()
+        }
+        likeliest = [max(sums, key=lambda name: float(sums[name][k])) for k in inside]
+        figures[f"{config.group_name}_accuracy"] = metrics.accuracy(likeliest, [names.get(wanted[k], "") for k in inside])
     for share in (0.9, 0.95):
         bound = calibration.confidence_for_accuracy([best[k] for k in inside], right, share)
         kept = metrics.accuracy([best[k] >= bound for k in inside], [True] * len(inside))
