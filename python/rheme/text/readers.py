@@ -76,6 +76,15 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
+def named_columns(path: str | Path, fields: Sequence[str]) -> list[str] | None:
+    """The numbers of the columns that a TSV's first line names so; None where it is no such file."""
+    if str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")) or str(path) == "-":
+        return None
+    names = next(iter(read_lines(path)), "").split("\t")
+    found = [names.index(field) + 1 for field in fields if field in names and not field.isdecimal()]
+    return [str(number) for number in found] if len(found) == len(fields) else None
+
+
 def read_tsv(path: str | Path, columns: Sequence[int], notes: Notes | None = None) -> list[tuple[str, ...]]:
     """The given columns (counted from 0) of each line, separated by tabs; others are ignored, blank lines skipped.
 

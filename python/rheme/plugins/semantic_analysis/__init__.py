@@ -85,7 +85,7 @@ class SemanticAnalysis(Task):
         separator = self.config.separator if self.config.multi_label else None
         rows: list[tuple[str, ...]] = []
         for path in [paths] if isinstance(paths, str | Path) else paths:
-            numbers = _columns(path, fields) if fields is not None else None
+            numbers = readers.named_columns(path, fields) if fields is not None else None
             part = readers.read_records(path, numbers or fields or wanted, fields is not None, list_separator=separator)
             rows += part[1:] if numbers else part
         if self.config.objective == "similarity":
@@ -562,15 +562,6 @@ class SemanticAnalysis(Task):
         if confusion is not None:
             self.confusion(examples).write(confusion)
         return figures
-
-
-def _columns(path: str | Path, fields: Sequence[str]) -> list[str] | None:
-    """The numbers of the columns that a TSV's first line names so; None where it is no such file."""
-    if str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")) or str(path) == "-":
-        return None
-    names = next(iter(readers.read_lines(path)), "").split("\t")
-    found = [names.index(field) + 1 for field in fields if field in names and not field.isdecimal()]
-    return [str(number) for number in found] if len(found) == len(fields) else None
 
 
 def _checked(texts: Iterable[Any]) -> list[str]:
