@@ -189,7 +189,7 @@ def measure(case: works.Case, threads: int, processes: dict[str, Process], argum
             # One that stands far behind the best peer is not measured to the end.
             if len(taken) >= 2 and name != "rheme" and median(taken) > 3 * min(peers):
                 continue
-            time.sleep(0.004)  # threads of the last one stop spinning
+            time.sleep(0.05)  # until the threads of the last one stop spinning: those of ONNX Runtime do for some 30 ms
             reply = processes[name].ask(do="time", way=way, seconds=chunk if turn else 0.0)
             if "seconds" not in reply:
                 wrong[f"{name}, {way}"] = reply.get("error", reply.get("missing", "?"))
