@@ -78,7 +78,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 def named_columns(path: str | Path, fields: Sequence[str]) -> list[str] | None:
     """The numbers of the columns that a TSV's first line names so; None where it is no such file."""
-    if str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")) or str(path) == "-":
+    if _kind(path) == "jsonl" or str(path) == "-":
         return None
     names = next(iter(read_lines(path)), "").split("\t")
     found = [names.index(field) + 1 for field in fields if field in names and not field.isdecimal()]
