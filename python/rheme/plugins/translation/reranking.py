@@ -45,8 +45,8 @@ def rerank(
     ranked: list[list[Hypothesis]] = []
     for source, mine in zip(sources, found, strict=True):
         if len(mine) > 1:
-            scores = {id(h): h.normalized_score + weight * next(back) / (len(source) + 1) for h in mine}
-            mine = sorted(mine, key=lambda h: -scores[id(h)])
+            scores = [hypothesis.normalized_score + weight * next(back) / (len(source) + 1) for hypothesis in mine]
+            mine = [mine[k] for k in sorted(range(len(mine)), key=scores.__getitem__, reverse=True)]
         ranked.append(mine)
     return ranked
 
