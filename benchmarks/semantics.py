@@ -83,16 +83,20 @@ def load(name: str, data: Path) -> tuple[Rows, Rows]:
 
 def trec(data: Path, fine: bool = False) -> Rows:
     rows = [line.split(" ", 1) for line in _lines(data / "trec/train")]
-    return [(text, label if fine else label.split(":")[0]) for label, text in rows]
+    return [(text, label if fine else coarse(label)) for label, text in rows]
+
+
+def coarse(label: str) -> str:
+    """The coarse label of a finer one of TREC's: HUM of HUM:ind."""
+    return label.split(":")[0]
 
 
 def trec_groups(rows: Rows) -> dict[str, list[str]]:
     """The finer labels of each coarse one."""
-    labels = sorted({label for _, label in rows})
-    return {
-        coarse: [label for label in labels if label.split(":")[0] == coarse]
-        for coarse in sorted({y.split(":")[0] for y in labels})
-    }
+    groups: dict[str, list[str]] = {}
+    for label in sorted({label for _, label in rows}):
+        groups.setdefault(coarse(label), []).append(label)
+    return groups
 
 
 def linear(train: Rows, test: Rows, chinese: bool = False, skip: bool = False) -> float:
@@ -156,8 +160,8 @@ def run(name: str, above: dict[str, Any], out: str, given: argparse.Namespace) -
             found.append(float(figures["accuracy"]))
             if fine:
                 groups = [result.extra["coarse"]["label"] for result in task([text for text, _ in test])]
-                found[-1] = metrics.accuracy(groups, [label.split(":")[0] for _, label in test])
-                train, test = [[(text, label.split(":")[0]) for text, label in part] for part in (train, test)]
+                found[-1] = metrics.accuracy(groups, [coarse(label) for _, label in test])
+                train, test = [[(text, coarse(label)) for text, label in part] for part in (train, test)]
             plain.append(linear(train, test, skip=given.skip_linear))
             print(f"fold {fold}: {found[-1]:.2f}, linear {plain[-1]:.2f}", flush=True)
         return {"data": name, "accuracy": np.mean(found), "folds": found, "linear": np.mean(plain), "linear_folds": plain}
