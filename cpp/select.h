@@ -165,19 +165,49 @@ static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spa
   sort_entries(entries, found, spare);
 }
 
-// The first of the largest, passing over not-a-numbers; 0 where there is nothing else.
+// The first of the largest, passing over not-a-numbers; 0 where there is nothing else. Each lane keeps its first largest and the
+// turn that it came at.
 template <class T>
 static long first_largest(const T* x, long n) {
-  const T top = row_max(x, n);
-  for (long i0 = 0; i0 < n; i0 += 64) {
-    const long i1 = min_long(n, i0 + 64);
-    bool here = false;
-    for (long i = i0; i < i1; ++i) here |= x[i] == top;  // no branch: the compiler makes vectors of it
-    if (!here) continue;
-    for (long i = i0; i < i1; ++i)
-      if (x[i] == top) return i;
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  typedef typename S::I I;
+  constexpr long N = 4, kStep = N * S::W;
+  const T lowest = T(-__builtin_inf());
+  V top[N];
+  I turn[N], now = {};
+#pragma GCC unroll 4
+  for (long j = 0; j < N; ++j) {
+    top[j] = S::set(lowest);
+    turn[j] = now;
   }
-  return 0;
+  const auto look = [&](auto load) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (long j = 0; j < N; ++j) {
+      const V value = load(j * S::W);
+      const I better = value > top[j];
+      top[j] = S::select(better, value, top[j]);
+      turn[j] = better ? now : turn[j];
+    }
+    now += 1;
+  };
+  long i = 0;
+  for (; i + kStep <= n; i += kStep) look([=](long j) __attribute__((always_inline)) { return S::load(x + i + j); });
+  if (i < n)
+    look([=](long j) __attribute__((always_inline)) {
+      return S::load_part(x + (i + j < n ? i + j : 0), n - i - j, lowest);
+    });
+  T best = lowest;
+  long at = 0;
+  for (long j = 0; j < N; ++j)
+    for (long lane = 0; lane < S::W; ++lane) {
+      const long id = static_cast<long>(turn[j][lane]) * kStep + j * S::W + lane;
+      if (top[j][lane] > best || (top[j][lane] == best && best > lowest && id < at)) {
+        best = top[j][lane];
+        at = id;
+      }
+    }
+  return at;
 }
 
 }  // namespace

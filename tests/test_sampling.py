@@ -98,6 +98,17 @@ def test_sample_draws_what_the_reference_draws(
     np.testing.assert_array_equal(got, alone)
 
 
+@pytest.mark.parametrize("size", [1, 15, 64, 65, 200, 1000])
+def test_greedy_takes_the_first_of_the_largest(size: int, isa: str, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    logits = rng.integers(0, 5, (200, size)).astype(dtype)
+    logits[50:][rng.random((150, size)) < 0.5] = np.nan
+    logits[100:][rng.random((100, size)) < 0.9] = -np.inf
+    logits[199] = np.nan
+    got = _core.sample(logits=logits, bits=np.zeros(200, np.uint64), **(ALL | {"temperature": 0.0}))
+    np.testing.assert_array_equal(got, np.argmax(np.where(np.isnan(logits), -np.inf, logits), axis=1))
+
+
 def test_sample_edges(isa: str, dtype: str) -> None:
     def draw(logits: Any, bits: Any, **options: Any) -> list[int]:
         logits = np.atleast_2d(np.array(logits, dtype))

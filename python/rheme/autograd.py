@@ -5,10 +5,9 @@ Tensor's own operators need stands here too; every other op is in `functional.py
 """
 
 import builtins
-import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, overload
 
 import numpy as np
@@ -29,14 +28,16 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+class no_grad:  # noqa: N801
     """Within it, in this thread, nothing is recorded."""
-    before, _mode.enabled = _mode.enabled, False
-    try:
-        yield
-    finally:
-        _mode.enabled = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before, _mode.enabled = _mode.enabled, False
+
+    def __exit__(self, *_: object) -> None:
+        _mode.enabled = self._before
 
 
 def grad_enabled() -> bool:
@@ -267,7 +268,7 @@ def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
     """value itself if it is a Tensor, else a constant one (Python numbers take the dtype and device of `like`)."""
     if isinstance(value, Tensor):
         return value
-    return Tensor(ops.asarray(value, None, None if like is None else like.data))
+    return Tensor(value if like is None else ops.asarray(value, None, like.data))
 
 
 # The arithmetic of Tensor's operators -----------------------------------------------------------------------------------------

@@ -65,10 +65,10 @@ Direction = tuple[Any, Any, Any, Any]
 
 
 def _optional(value: Any, like: Tensor | None = None) -> Tensor | None:
-    return None if value is None else as_tensor(value) if like is None else _beside(value, like)
+    return None if value is None else as_tensor(value) if like is None else beside(value, like)
 
 
-def _beside(value: Any, other: Tensor) -> Tensor:
+def beside(value: Any, other: Tensor) -> Tensor:
     """value as a tensor on the device of `other`, a weight or another operand."""
     if other.packed is not None:
         return as_tensor(value)
@@ -101,16 +101,14 @@ def lstm(
     h0: Any = None,
     c0: Any = None,
     reverse: bool = False,
-    packed: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer over a whole sequence, one or two directions.
 
     x (T, N, I); weights: per direction w_ih (4H, I), w_hh (4H, H), b_ih (4H,), b_hh (4H,), gates i f g o;
-    lengths (N,), 0..T, in any order; h0, c0 (R, N, H); packed: `ops.pack_lstm` of the weights and, per direction, the sum of
-    the biases, made before. Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
+    lengths (N,), 0..T, in any order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
     """
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
-    x = _beside(x, directions[0][2])
+    x = beside(x, directions[0][2])
     h0, c0 = _optional(h0, x), _optional(c0, x)
     if directions[0][0].packed is not None and not _recording(x, h0, c0):
         small = ([d[0].packed for d in directions], [d[1].packed for d in directions])
@@ -118,11 +116,11 @@ def lstm(
         y, h_n, c_n = ops.quantized_lstm(x.data, *small, bias, lengths, _data(h0), _data(c0), reverse)
         return Tensor(y), Tensor(h_n), Tensor(c_n)
     w_ih, w_hh = [d[0].data for d in directions], [d[1].data for d in directions]
-    panels, bias = packed or (None, [ops.add(d[2].data, d[3].data) for d in directions])
+    bias = [ops.add(d[2].data, d[3].data) for d in directions]
     inputs = (x, h0, c0, *(w for d in directions for w in d))
     start = (_data(h0), _data(c0))
     save = _recording(*inputs)
-    y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, packed=panels, reverse=reverse, save=save)
+    y, h_n, c_n, gates, cells = ops.lstm(x.data, w_ih, w_hh, bias, lengths, *start, reverse=reverse, save=save)
 
     def backward(dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> list[Array | None]:
         assert gates is not None
@@ -138,10 +136,10 @@ def lstm(
     return record((y, h_n, c_n), inputs, backward)  # type: ignore[return-value]
 
 
-def linear(x: Any, weight: Any, bias: Any = None, packed: Any = None) -> Tensor:
+def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     """x (..., K), weight (C, K), bias (C,) or None -> (..., C)."""
     weight, bias = as_tensor(weight), _optional(bias)
-    x = _beside(x, weight)
+    x = beside(x, weight)
     if weight.packed is not None and not _recording(x, bias):
         return Tensor(ops.quantized_linear(x.data, weight.packed, _data(bias)))
 
@@ -149,13 +147,13 @@ def linear(x: Any, weight: Any, bias: Any = None, packed: Any = None) -> Tensor:
         need_dbias = bias is not None and bias.requires_grad
         return ops.linear_backward(dy, x.data, weight.data, x.requires_grad, weight.requires_grad, need_dbias)
 
-    return record(ops.linear(x.data, weight.data, _data(bias), packed), (x, weight, bias), backward)
+    return record(ops.linear(x.data, weight.data, _data(bias)), (x, weight, bias), backward)
 
 
 def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """a (..., M, K), b (..., K, C), either with its last two axes swapped -> (..., M, C). Leading axes broadcast."""
     a = as_tensor(a, b if isinstance(b, Tensor) else None)
-    b = _beside(b, a)
+    b = beside(b, a)
     y = ops.matmul(a.data, b.data, transpose_a, transpose_b)
     return record(y, (a, b), lambda dy: ops.matmul_backward(dy, a.data, b.data, transpose_a, transpose_b))
 
@@ -177,7 +175,7 @@ def attention(query: Any, key: Any, value: Any, lengths: Any = None, scale: floa
     Keys at s >= lengths[n] are hidden; a row of length 0 gets a context of zeros.
     """
     query = as_tensor(query)
-    key, value = _beside(key, query), _beside(value, query)
+    key, value = beside(key, query), beside(value, query)
     context, weights = ops.attention(query.data, key.data, value.data, lengths, scale)
 
     def backward(dcontext: Array | None, dweights: Array | None) -> Sequence[Array | None]:
@@ -220,7 +218,7 @@ def linear_cross_entropy(
     The loss is 0 where the target is ignore_index. Label smoothing as in `ops.linear_cross_entropy`.
     """
     weight, bias = as_tensor(weight), _optional(bias)
-    x = _beside(x, weight)
+    x = beside(x, weight)
     rest = (ignore_index, label_smoothing)
     if not _recording(x, weight, bias):
         return Tensor(ops.linear_cross_entropy(x.data, weight.data, _data(bias), targets, *rest))
@@ -240,7 +238,7 @@ def gaussian_kl(
     eps is a constant: it gets no gradient. Free bits as in `ops.gaussian_kl`.
     """
     mu, logvar = as_tensor(mu), as_tensor(logvar)
-    noise = _beside(eps, mu).data
+    noise = beside(eps, mu).data
     rest = (free_bits, free_bits_over)
     z, kl = ops.gaussian_kl(mu.data, logvar.data, noise, *rest)
 
@@ -294,7 +292,7 @@ def dropout(x: Any, p: float, seed: int, stream: int, period: int = 0) -> Tensor
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float = 1e-5) -> Tensor:
     """x (..., C), weight and bias (C,) -> (..., C)."""
     weight, bias = as_tensor(weight), as_tensor(bias)
-    x = _beside(x, weight)
+    x = beside(x, weight)
     y, mean_, rstd = ops.layer_norm(x.data, weight.data, bias.data, epsilon)
     return record(y, (x, weight, bias), lambda dy: ops.layer_norm_backward(dy, x.data, weight.data, mean_, rstd))
 

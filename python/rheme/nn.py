@@ -5,6 +5,7 @@ parameters in order of creation (`init_scope`), and dropout masks from (seed, st
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -270,15 +271,15 @@ class _PackCache:
         self._key: list[tuple[Array, int]] = []
         self._packed: Any = None
 
-    def get(self, parameters: Sequence[Tensor], pack: Callable[[], Any]) -> Any:
+    def get(self, parameters: Sequence[Parameter], pack: Callable[[], Any]) -> Any:
         if len(self._key) == len(parameters):
             for parameter, (data, version) in zip(parameters, self._key, strict=True):
-                if parameter.data is not data or parameter.version != version:
+                if parameter._array is not data or parameter.version != version:
                     break
             else:
                 return self._packed
         self._packed = pack()
-        self._key = [(parameter.data, parameter.version) for parameter in parameters]
+        self._key = [(parameter._array, parameter.version) for parameter in parameters]
         return self._packed
 
 
@@ -296,6 +297,11 @@ class Embedding(Module):
     def forward(self, ids: Any) -> Tensor:
         return F.embedding(ids, self.weight)
 
+    def infer(self, ids: Any) -> Array:
+        """`forward` outside the tape, and without tensors: a decoder takes many small steps."""
+        weight = self.weight
+        return ops.embedding(ids, weight.data) if weight.packed is None else ops.quantized_embedding(ids, weight.packed)
+
 
 class Linear(Module):
     """x (..., in_features) -> (..., out_features). Initialised uniform in +-in_features**-0.5."""
@@ -309,10 +315,16 @@ class Linear(Module):
         self._cache = _PackCache()
 
     def forward(self, x: Any) -> Tensor:
-        packed = None
-        if self.weight.packed is None and not grad_enabled():
-            packed = self._cache.get((self.weight,), lambda: ops.pack_linear(self.weight.data))
-        return F.linear(x, self.weight, self.bias, packed)
+        if grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        return Tensor(self.infer(F.beside(x, self.weight).data))
+
+    def infer(self, x: Array) -> Array:
+        """`forward` of an array, outside the tape."""
+        weight, bias = self.weight, None if self.bias is None else self.bias.data
+        if weight.packed is not None:
+            return ops.quantized_linear(x, weight.packed, bias)
+        return ops.linear(x, weight.data, bias, self._cache.get((weight,), lambda: ops.pack_linear(weight.data)))
 
 
 class Dropout(Module):
@@ -428,60 +440,81 @@ class LSTM(Module):
         self._names = [
             [[f"{kind}_{suffix}" for kind in kinds] for suffix in self._suffixes(layer)] for layer in range(num_layers)
         ]
-        self._small_layers: dict[int, tuple[tuple[int, ...], Any]] = {}
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _weights(self, layer: int) -> list[F.Direction]:
-        return [tuple([getattr(self, name) for name in names]) for names in self._names[layer]]
+    def _weights(self, layer: int) -> list[tuple[Parameter, Parameter, Parameter, Parameter]]:
+        own = vars(self)
+        return [tuple([own[name] for name in names]) for names in self._names[layer]]
 
-    def _packed(self, layer: int, weights: Sequence[F.Direction]) -> Any:
+    def _inference(self, layer: int) -> Callable[..., tuple[Array, ...]]:
+        """The op that runs a layer outside the tape, with its weights packed and its biases added: y, h_n, c_n first."""
+        weights = self._weights(layer)
+
         def pack() -> Any:
-            panels = ops.pack_lstm([d[0].data for d in weights], [d[1].data for d in weights])
-            return panels, [ops.add(d[2].data, d[3].data) for d in weights]
+            w_ih, w_hh = [d[0] for d in weights], [d[1] for d in weights]
+            bias = [ops.add(d[2].data, d[3].data) for d in weights]
+            if w_ih[0].packed is not None:
+                small = [w.packed for w in w_ih], [w.packed for w in w_hh]
+                return functools.partial(ops.quantized_lstm, w_ih=small[0], w_hh=small[1], bias=bias)
+            whole = [w.data for w in w_ih], [w.data for w in w_hh]
+            packed = ops.pack_lstm(*whole)
+            return functools.partial(ops.lstm, w_ih=whole[0], w_hh=whole[1], bias=bias, packed=packed)
 
-        return self._caches[layer].get([parameter for direction in weights for parameter in direction], pack)
-
-    def _small(self, layer: int, weights: Sequence[F.Direction]) -> tuple[list[Any], list[Any], list[Array]]:
-        """Of a layer that is stored small: packed w_ih and w_hh, and the sums of the biases, each by direction."""
-        versions = tuple(parameter.version for direction in weights for parameter in direction)
-        found = self._small_layers.get(layer)
-        if found is None or found[0] != versions:
-            w_ih, w_hh = ([direction[i].packed for direction in weights] for i in (0, 1))
-            bias = [ops.add(direction[2].data, direction[3].data) for direction in weights]
-            found = self._small_layers[layer] = versions, (w_ih, w_hh, bias)
-        return found[1]
+        run: Callable[..., tuple[Array, ...]] = self._caches[layer].get([w for d in weights for w in d], pack)
+        return run
 
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
+        if not grad_enabled():
+            bias = self._weights(0)[0][2]  # never stored small
+            given, *before = [F.beside(part, bias).data for part in (x, *(state or ()))]
+            y, (h_last, c_last) = self.infer(given, before or None, lengths)
+            return Tensor(y), (Tensor(h_last), Tensor(c_last))
         x = F.as_tensor(x)
-        shape, r, whole = x.shape, self.num_directions, self.num_layers == 1
-        if len(shape) != 3 or shape[2] != self.input_size:
-            raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {shape}")
-        h0, c0 = (None, None) if state is None else (F.as_tensor(state[0]), F.as_tensor(state[1]))
-        wanted = (self.num_layers * r, shape[1], self.hidden_size)
-        for name, start in (("h", h0), ("c", c0)):
-            if start is not None and start.shape != wanted:
-                raise ValueError(f"state: expected {name} of shape {wanted}, got {start.shape}")
+        if state is not None:
+            state = F.as_tensor(state[0]), F.as_tensor(state[1])
+        self._check(x, state)
         h_n, c_n = [], []
         for layer in range(self.num_layers):
-            weights = self._weights(layer)
-            h = h0 if h0 is None or whole else h0[layer * r : (layer + 1) * r]
-            c = c0 if c0 is None or whole else c0[layer * r : (layer + 1) * r]
-            x = x if layer == 0 else self.dropout(x)
-            if grad_enabled():
-                x, h, c = F.lstm(x, weights, lengths, h, c)
-            elif weights[0][0].packed is None:
-                x, h, c = F.lstm(x, weights, lengths, h, c, packed=self._packed(layer, weights))
-            else:
-                before = None if h is None else h.data, None if c is None else c.data
-                x, h, c = map(Tensor, ops.quantized_lstm(x.data, *self._small(layer, weights), lengths, *before))
+            x = self.dropout(x) if layer else x
+            x, h, c = F.lstm(x, self._weights(layer), lengths, *self._start(layer, state))
             h_n.append(h)
             c_n.append(c)
-        if whole:
+        if self.num_layers == 1:
             return x, (h_n[0], c_n[0])
         return x, (F.concat(h_n), F.concat(c_n))
+
+    def infer(self, x: Array, state: Sequence[Array] | None = None, lengths: Any = None) -> tuple[Array, tuple[Array, Array]]:
+        """`forward` of arrays, outside the tape."""
+        self._check(x, state)
+        h_n, c_n = [], []
+        for layer in range(self.num_layers):
+            x = self.dropout(x).data if layer else x
+            h, c = self._start(layer, state)
+            x, h, c, *_ = self._inference(layer)(x, lengths=lengths, h0=h, c0=c)
+            h_n.append(h)
+            c_n.append(c)
+        if self.num_layers == 1:
+            return x, (h, c)
+        return x, (ops.concat(h_n), ops.concat(c_n))
+
+    def _start(self, layer: int, state: Any) -> Any:
+        """A layer's part of h and c."""
+        if state is None:
+            return None, None
+        first, last = layer * self.num_directions, (layer + 1) * self.num_directions
+        return state if self.num_layers == 1 else [part[first:last] for part in state]
+
+    def _check(self, x: Any, state: Sequence[Any] | None) -> None:
+        shape = x.shape
+        if len(shape) != 3 or shape[2] != self.input_size:
+            raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {shape}")
+        wanted = (self.num_layers * self.num_directions, shape[1], self.hidden_size)
+        for name, start in zip("hc", state or (), strict=False):
+            if start.shape != wanted:
+                raise ValueError(f"state: expected {name} of shape {wanted}, got {start.shape}")
 
     @classmethod
     def from_keras(cls, kernel: Any, recurrent_kernel: Any, bias: Any) -> "LSTM":

@@ -69,6 +69,10 @@ class TiedOutput(nn.Module):
         logits: Tensor = self.vocabulary(self.projection(features))
         return logits
 
+    def infer(self, features: Array) -> Array:
+        """`forward` of an array, outside the tape."""
+        return self.vocabulary.infer(self.projection.infer(features))
+
     def loss(self, features: Tensor, targets: Ids, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy of each valid target, in order of position: features (T, N, K), targets int64 (T, N) -> (M,).
 
@@ -331,25 +335,21 @@ class Seq2Seq(nn.Module):
 
     def step(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Seq2SeqState]:
         """One target step: ids int64 (B,) -> logits F (B, V) of the next id, and the state after it."""
-        with autograd.no_grad():
-            y2, context, state = self._advance(ids, state)
-            logits: Tensor = self.output(ops.concat([y2, context], axis=2)[0])
-            return logits.data, state
+        y2, context, state = self._advance(ids, state)
+        return self.output.infer(ops.concat([y2, context], axis=2)[0]), state
 
     def _advance(self, ids: Ids, state: Seq2SeqState) -> tuple[Array, Array, Seq2SeqState]:
         """One step up to the second layer F (1, B, H) and its context F (1, B, C)."""
-        with autograd.no_grad():
-            memory, rows = state.memory, len(ids)
-            embedded = ops.mul(self.embedding(ids).data, self._input_scale)
-            if state.latent is not None:
-                embedded = ops.concat([embedded, state.latent], axis=1)
-            h1, c1, h2, c2 = state.layers
-            y1, (h1, c1) = self.decoder1(embedded[None], (h1, c1))
-            y1, h1, c1 = _data(y1), _data(h1), _data(c1)
-            sentences = len(memory.lengths)
-            rounds = rows // max(sentences, 1)
-            query = y1.reshape(rounds, sentences, y1.shape[2])
-            context, weights = ops.attention(query, memory.keys, memory.values, memory.lengths)
-            context = context.reshape(1, rows, context.shape[2])
-            y2, (h2, c2) = self.decoder2(ops.concat([y1, context], axis=2), (h2, c2))
-            return _data(y2), context, Seq2SeqState(memory, state.owner, (h1, c1, _data(h2), _data(c2)), state.latent, weights)
+        memory, rows = state.memory, len(ids)
+        embedded = ops.mul(self.embedding.infer(ids), self._input_scale)
+        if state.latent is not None:
+            embedded = ops.concat([embedded, state.latent], axis=1)
+        h1, c1, h2, c2 = state.layers
+        y1, (h1, c1) = self.decoder1.infer(embedded[None], (h1, c1))
+        sentences = len(memory.lengths)
+        rounds = rows // max(sentences, 1)
+        query = y1.reshape(rounds, sentences, y1.shape[2])
+        context, weights = ops.attention(query, memory.keys, memory.values, memory.lengths)
+        context = context.reshape(1, rows, context.shape[2])
+        y2, (h2, c2) = self.decoder2.infer(ops.concat([y1, context], axis=2), (h2, c2))
+        return y2, context, Seq2SeqState(memory, state.owner, (h1, c1, h2, c2), state.latent, weights)

@@ -307,9 +307,8 @@ class TextVAE(nn.Module):
 
     def step(self, ids: Ids, state: TextVAEState) -> tuple[Array, TextVAEState]:
         """One step: ids int64 (B,) -> logits F (B, V) of the next id, and the state after it."""
-        with autograd.no_grad():
-            embedded = ops.mul(self.embedding(ids).data, self._input_scale)
-            if self.config.latent_size:
-                embedded = ops.concat([embedded, state.z], axis=1)
-            y, (h, c) = self.decoder(embedded[None], (state.h, state.c))
-            return self.output(y.data[0]).data, TextVAEState(h.data, c.data, state.z)
+        embedded = ops.mul(self.embedding.infer(ids), self._input_scale)
+        if self.config.latent_size:
+            embedded = ops.concat([embedded, state.z], axis=1)
+        y, (h, c) = self.decoder.infer(embedded[None], (state.h, state.c))
+        return self.output.infer(y[0]), TextVAEState(h, c, state.z)

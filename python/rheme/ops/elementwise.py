@@ -9,6 +9,8 @@ import numpy as np
 from rheme.ops.arrays import Array, as_rows, backend, broadcast_shapes, contiguous, empty, expand
 from rheme.ops.reductions import reduce_to
 
+_NUMBERS = (int, float, np.generic)
+
 
 def _fill(shape: tuple[int, ...], value: Any, like: Array) -> Array:
     filled = empty(shape, like.dtype, like)
@@ -18,9 +20,9 @@ def _fill(shape: tuple[int, ...], value: Any, like: Array) -> Array:
 
 def _binary(name: str, a: Any, b: Any) -> Array:
     """Run a binary op: the core takes a (M, C) with b (M, C), (1, C), (M, 1) or (1, 1)."""
-    if isinstance(a, int | float | np.generic):
+    if isinstance(a, _NUMBERS):
         a = _fill((1,) * b.ndim, a, b)
-    elif isinstance(b, int | float | np.generic):
+    elif isinstance(b, _NUMBERS):
         b = _fill((1, 1), b, a)
         return getattr(backend(a), name)(a=_at_least_2d(a), b=b).reshape(a.shape)
     op = getattr(backend(a), name)
