@@ -1,5 +1,8 @@
 // Softmax cross-entropy of given logits, and linear layer and cross-entropy in one. Compiled once per ISA.
 //
+// Given logits: the loss, and while a row of exponentials is in the cache the gradient that a loss of 1 gives it.
+//
+// Linear:
 // Forward, where logits are not kept: 96 rows at a time, small enough to stay in the cache until their log-sum-exp is taken.
 // Backward: for each block of 512 columns of the vocabulary the gradient of the logits is made, used for its columns of dweight
 // and added to dx, so that it never exists as a whole, dweight is written once, and both sums are those that plain products
@@ -13,29 +16,54 @@ namespace {
 constexpr long kForwardRows = 96;
 constexpr long kBackwardRows = 2048;  // a multiple of kBlock, so that dweight sums the same blocks whatever the number of rows
 
+// e = exp(x - top) of a row, while the row behind it comes into the L2 cache: an exponential leaves time for that.
+template <class T>
+static void exponentials(const T* x, long n, T top, T* e) {
+  typedef Simd<T> S;
+  const typename S::V t = S::set(top);
+  long i = 0;
+  for (; i + S::W <= n; i += S::W) {
+    __builtin_prefetch(x + n + i, 0, 2);
+    S::store(e + i, S::exp(S::load(x + i) - t));
+  }
+  if (i < n) S::store_part(e + i, S::exp(S::load_part(x + i, n - i) - t), n - i);
+}
+
 template <class T>
 struct Loss {
   const CrossEntropyArgs<T>& a;
 
-  void run(long m, const T* logits) const {
+  // The loss of a row, and where `gradient` is given that of its logits, so that each exponential is made once. What is
+  // streamed past the caches is first worked out in `spare` (V,).
+  void run(long m, const T* logits, T* gradient = nullptr, T* spare = nullptr) const {
+    typedef Simd<T> S;
     const T lowest = T(-__builtin_inf());
     const T top = row_max(logits, a.v);
     const T anchor = top == lowest ? T(0) : top;
-    const T sum = static_cast<T>(row_exp_sum(logits, a.v, anchor));
+    const bool ignored = a.targets[m] == a.ignore_index;
+    const double s = a.label_smoothing, at_target = ignored ? 0 : static_cast<double>(logits[a.targets[m]]);
+    const double total = s != 0 ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(logits); }) : 0;
+    T* e = spare ? spare : gradient;
+    if (e) exponentials(logits, a.v, anchor, e);
+    const T sum = static_cast<T>(e ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(e); })
+                                   : row_exp_sum(logits, a.v, anchor));
     const double lse = static_cast<double>(anchor) + static_cast<double>(log_scalar(sum));
-    a.lse[m] = static_cast<T>(lse);
-    if (a.targets[m] == a.ignore_index) {
-      a.loss[m] = T(0);
+    if (a.lse) a.lse[m] = static_cast<T>(lse);
+    const double plain = lse - at_target;
+    const double loss = s != 0 ? (1 - s) * plain + s * (lse - total / static_cast<double>(a.v)) : plain;
+    a.loss[m] = ignored ? T(0) : static_cast<T>(loss);
+    if (!gradient) return;
+    if (ignored) {
+      for (long j = 0; j < a.v; ++j) gradient[j] = T(0);
       return;
     }
-    const double s = a.label_smoothing, at_target = static_cast<double>(logits[a.targets[m]]);
-    double loss = lse - at_target;
-    if (s != 0) {
-      const double mean =
-          row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(logits); }) / static_cast<double>(a.v);
-      loss = (1 - s) * loss + s * (lse - mean);
-    }
-    a.loss[m] = static_cast<T>(loss);
+    const typename S::V share = S::set(static_cast<T>(s / static_cast<double>(a.v))), scale = S::set(T(1) / sum);
+    const auto formula = [=](auto load) __attribute__((always_inline)) { return load(e) * scale - share; };
+    if (spare)
+      map_vectors<T, true>(0, a.v, gradient, formula);
+    else
+      map_vectors<T>(0, a.v, gradient, formula);
+    gradient[a.targets[m]] = gradient[a.targets[m]] - static_cast<T>(1 - s);
   }
 };
 
@@ -75,12 +103,16 @@ template <class T>
 void cross_entropy(const CrossEntropyArgs<T>& a) {
   const Loss<T> loss = {a};
   parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
-    for (long m = first; m < last; ++m) loss.run(m, a.logits + m * a.v);
+    const bool past = a.dlogits && streams(a.dlogits, a.m * a.v);
+    Scratch<T> spare(past ? a.v : 0);
+    for (long m = first; m < last; ++m)
+      loss.run(m, a.logits + m * a.v, a.dlogits ? a.dlogits + m * a.v : nullptr, past ? spare.data : nullptr);
+    if (past) fence_streams();
   });
 }
 
 // The gradient of the logits in the columns [v0, v0 + columns) of one row, from those logits; in place where g is logits.
-template <class T, bool STREAM = false>
+template <class T>
 RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m, long v0, long columns, const T* logits, T* g) {
   typedef Simd<T> S;
   typedef typename S::V V;
@@ -89,27 +121,9 @@ RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m,
   const long target = a.targets[m] - v0;
   const bool here = target >= 0 && target < columns;
   const T at_target = here ? logits[target] : T(0);  // read first: g may be logits
-  map_vectors<T, STREAM>(
-      0, columns, g, [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
+  map_vectors<T>(0, columns, g,
+                 [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
   if (here) g[target] = (S::exp(S::set(at_target) - lse)[0] - smooth - hit) * a.dloss[m];
-}
-
-template <class T>
-void cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
-  parallel_rows(a.m, 8 * a.v, [&a](long first, long last) {
-    for (long m = first; m < last; ++m) {
-      const T* logits = a.logits + m * a.v;
-      T* g = a.dx + m * a.v;
-      if (a.targets[m] == a.ignore_index) {
-        for (long j = 0; j < a.v; ++j) g[j] = T(0);
-      } else if (streams(g, a.m * a.v)) {
-        differentiate_logits<T, true>(a, m, 0, a.v, logits, g);
-      } else {
-        differentiate_logits(a, m, 0, a.v, logits, g);
-      }
-    }
-    fence_streams();
-  });
 }
 
 template <class T>
@@ -177,7 +191,6 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
 template <class T>
 void fill(Table<T>& table) {
   table.cross_entropy = cross_entropy<T>;
-  table.cross_entropy_backward = cross_entropy_backward<T>;
   table.linear_cross_entropy = linear_cross_entropy<T>;
   table.linear_cross_entropy_backward = linear_cross_entropy_backward<T>;
 }

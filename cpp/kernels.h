@@ -176,8 +176,9 @@ struct CrossEntropyArgs {
   const T* bias;           // (V,) or null
   const int64_t* targets;  // (M,), each 0..V-1 or ignore_index
   T* loss;                 // (M,)
-  T* lse;                  // (M,)
+  T* lse;                  // (M,); null in cross_entropy
   T* logits;               // (M, V) or null; in cross_entropy given, and x and weight null
+  T* dlogits;              // (M, V) or null, in cross_entropy alone: the gradient of the sum of the losses
 };
 
 template <class T>
@@ -192,7 +193,7 @@ struct CrossEntropyBackwardArgs {
   const int64_t* targets;
   const T* lse;
   const T* logits;  // (M, V) or null: computed again
-  T* dx;            // (M, K); in cross_entropy (M, V), of the logits
+  T* dx;            // (M, K)
   T* dweight;       // (V, K)
   T* dbias;         // (V,) or null
 };
@@ -429,7 +430,6 @@ struct Table {
   void (*log_softmax)(const SoftmaxArgs<T>&);
   void (*log_softmax_backward)(const SoftmaxBackwardArgs<T>&);
   void (*cross_entropy)(const CrossEntropyArgs<T>&);
-  void (*cross_entropy_backward)(const CrossEntropyBackwardArgs<T>&);
   void (*linear_cross_entropy)(const CrossEntropyArgs<T>&);
   void (*linear_cross_entropy_backward)(const CrossEntropyBackwardArgs<T>&);
   void (*sample)(const SampleArgs<T>&);

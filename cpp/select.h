@@ -165,8 +165,8 @@ static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spa
   sort_entries(entries, found, spare);
 }
 
-// The first of the largest, passing over not-a-numbers; 0 where there is nothing else. Each lane keeps its first largest and the
-// turn that it came at.
+// The first of the largest, passing over not-a-numbers; 0 where there is nothing else. Each lane keeps its first largest and
+// the turn that it came at.
 template <class T>
 static long first_largest(const T* x, long n) {
   typedef Simd<T> S;
@@ -194,9 +194,7 @@ static long first_largest(const T* x, long n) {
   long i = 0;
   for (; i + kStep <= n; i += kStep) look([=](long j) __attribute__((always_inline)) { return S::load(x + i + j); });
   if (i < n)
-    look([=](long j) __attribute__((always_inline)) {
-      return S::load_part(x + (i + j < n ? i + j : 0), n - i - j, lowest);
-    });
+    look([=](long j) __attribute__((always_inline)) { return S::load_part(x + (i + j < n ? i + j : 0), n - i - j, lowest); });
   T best = lowest;
   long at = 0;
   for (long j = 0; j < N; ++j)

@@ -107,11 +107,11 @@ def cross_entropy_equals_reference(dtype: str, rng: np.random.Generator) -> None
         close(f"backward {what}", backward, want_back, dtype, k)
         logits = cast(rng.normal(size=(m, v)), dtype)
         rest = {"targets": targets, "ignore_index": -7, "label_smoothing": given["label_smoothing"]}
-        loss, lse = _cuda.cross_entropy(logits=up(logits), **up(rest))
-        back = _cuda.cross_entropy_backward(dloss=up(dloss), logits=up(logits), lse=lse, **up(rest))
+        loss, saved = _cuda.cross_entropy(logits=up(logits), **up(rest), save=True)
+        back = _cuda.cross_entropy_backward(dloss=up(dloss), logits=up(logits), saved=saved, **up(rest))
         wide = rest | {"logits": cast(logits, "float64")}
-        want, want_lse = reference.cross_entropy(**wide)
-        want_back = reference.cross_entropy_backward(**wide, dloss=cast(dloss, "float64"), lse=want_lse)
+        want, want_saved = reference.cross_entropy(**wide, save=True)
+        want_back = reference.cross_entropy_backward(**wide, dloss=cast(dloss, "float64"), saved=want_saved)
         close(f"loss of logits {what}", [down(loss)], [want], dtype, k)
         close(f"dlogits {what}", [down(back)], [want_back], dtype, k)
 

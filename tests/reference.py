@@ -465,21 +465,23 @@ def log_softmax_backward(*, dy: Array, y: Array) -> Array:
 
 
 @in_float64
-def cross_entropy(*, logits: Array, targets: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array]:
+def cross_entropy(
+    *, logits: Array, targets: Array, ignore_index: int, label_smoothing: float, save: bool
+) -> tuple[Array, Array | None]:
     used = targets != ignore_index
     _check_ids(targets[used], logits.shape[1], "targets")
     lse = _logsumexp(logits, 1)[:, 0]
     at_target = logits[np.arange(len(logits)), np.where(used, targets, 0)]
     loss = (1 - label_smoothing) * (lse - at_target) + label_smoothing * (lse - logits.mean(axis=1))
-    return np.where(used, loss, 0.0), lse
+    return np.where(used, loss, 0.0), lse if save else None
 
 
 @in_float64
 def cross_entropy_backward(
-    *, dloss: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+    *, dloss: Array, logits: Array, targets: Array, saved: Array, ignore_index: int, label_smoothing: float
 ) -> Array:
     used = targets != ignore_index
-    dlogits = np.exp(logits - lse[:, None]) - label_smoothing / logits.shape[1]
+    dlogits = np.exp(logits - saved[:, None]) - label_smoothing / logits.shape[1]
     dlogits[np.arange(len(logits))[used], targets[used]] -= 1 - label_smoothing
     return dlogits * np.where(used, dloss, 0.0)[:, None]
 
@@ -496,7 +498,8 @@ def linear_cross_entropy(
     save: bool,
 ) -> tuple[Array, Array, Array | None]:
     logits = x @ weight.T if bias is None else x @ weight.T + bias
-    loss, lse = cross_entropy(logits=logits, targets=targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    rest = {"targets": targets, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    loss, lse = cross_entropy(logits=logits, **rest, save=True)
     return loss, lse, logits if save else None
 
 
@@ -515,7 +518,7 @@ def linear_cross_entropy_backward(
 ) -> tuple[Array, Array, Array | None]:
     if logits is None:
         logits = x @ weight.T if bias is None else x @ weight.T + bias
-    rest = {"targets": targets, "lse": lse, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    rest = {"targets": targets, "saved": lse, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
     dlogits = cross_entropy_backward(dloss=dloss, logits=logits, **rest)
     return dlogits @ weight, dlogits.T @ x, None if bias is None else dlogits.sum(axis=0)
 

@@ -21,17 +21,24 @@ def test_cross_entropy_equals_reference(isa: str, dtype: str, rng: np.random.Gen
         targets[1::4] = -7
         given = {"logits": rng.normal(size=(m, v)), "targets": targets, "ignore_index": -7, "label_smoothing": smoothing}
         given, dloss = cast(given, dtype), cast(rng.normal(size=m), dtype)
-        loss, lse = _core.cross_entropy(**given)
-        dlogits = _core.cross_entropy_backward(**given, dloss=dloss, lse=lse)
-        want, want_lse = reference.cross_entropy(**cast(given, "float64"))
-        want_back = reference.cross_entropy_backward(**cast(given, "float64"), dloss=cast(dloss, "float64"), lse=want_lse)
-        used = targets != -7
-        close(f"loss {m} {v}", [loss, lse[used]], [want, want_lse[used]], dtype, v)
+        loss, saved = _core.cross_entropy(**given, save=True)
+        plain, nothing = _core.cross_entropy(**given, save=False)
+        assert nothing is None
+        np.testing.assert_array_equal(plain, loss)
+        dlogits = _core.cross_entropy_backward(**given, dloss=dloss, saved=saved)
+        wide = cast(given, "float64")
+        want, want_saved = reference.cross_entropy(**wide, save=True)
+        want_back = reference.cross_entropy_backward(**wide, dloss=cast(dloss, "float64"), saved=want_saved)
+        close(f"loss {m} {v}", [loss], [want], dtype, v)
         close(f"dlogits {m} {v}", [dlogits], [want_back], dtype, v)
+        ones = np.ones(m, dtype)
+        want_back = reference.cross_entropy_backward(**wide, dloss=cast(ones, "float64"), saved=want_saved)
+        close(f"of the sum {m} {v}", [_core.cross_entropy_backward(**given, dloss=ones, saved=saved)], [want_back], dtype, v)
         for row in range(0, m, 50):
             part = given | {"logits": given["logits"][row : row + 1], "targets": targets[row : row + 1]}
-            np.testing.assert_array_equal(_core.cross_entropy(**part)[0][0], loss[row])
-            alone = _core.cross_entropy_backward(**part, dloss=dloss[row : row + 1], lse=lse[row : row + 1])
+            alone_loss, alone_saved = _core.cross_entropy(**part, save=True)
+            np.testing.assert_array_equal(alone_loss[0], loss[row])
+            alone = _core.cross_entropy_backward(**part, dloss=dloss[row : row + 1], saved=alone_saved)
             np.testing.assert_array_equal(alone[0], dlogits[row])
 
 

@@ -1,4 +1,6 @@
 // embedding, attention, softmax and what stands on it.
+#include <algorithm>
+
 #include "arrays.h"
 
 namespace rheme {
@@ -148,7 +150,8 @@ void take_targets(Args& a, const py::array& targets, int64_t ignore_index, doubl
   check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
 }
 
-py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64_t ignore_index, double label_smoothing) {
+py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64_t ignore_index, double label_smoothing,
+                        bool save) {
   return by_dtype(logits, "logits", [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     CrossEntropyArgs<T> a{};
@@ -156,28 +159,34 @@ py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64
     a.v = axis(logits, "logits", 1, 2);
     a.logits = checked<T>(logits, "logits", {-1, -1});
     take_targets(a, targets, ignore_index, label_smoothing);
-    py::array loss = make<T>({a.m}), lse = make<T>({a.m});
+    py::array loss = make<T>({a.m});
     a.loss = data<T>(loss);
-    a.lse = data<T>(lse);
+    py::object saved = py::none();
+    if (save) {
+      py::array dlogits = make<T>({a.m, a.v});
+      a.dlogits = data<T>(dlogits);
+      saved = dlogits;
+    }
     call(table<T>().cross_entropy, a);
-    return py::make_tuple(loss, lse);
+    return py::make_tuple(loss, saved);
   });
 }
 
+// The forward pass has made the gradient of the sum of the losses; a sum asks for nothing else.
 py::array cross_entropy_backward(const py::array& dloss, const py::array& logits, const py::array& targets,
-                                 const py::array& lse, int64_t ignore_index, double label_smoothing) {
+                                 const py::array& saved, int64_t ignore_index, double label_smoothing) {
   return by_dtype(logits, "logits", [&](auto zero) {
     using T = decltype(zero);
     CrossEntropyBackwardArgs<T> a{};
     a.m = axis(logits, "logits", 0, 2);
     a.v = axis(logits, "logits", 1, 2);
-    a.dloss = checked<T>(dloss, "dloss", {a.m});
-    a.logits = checked<T>(logits, "logits", {-1, -1});
     take_targets(a, targets, ignore_index, label_smoothing);
-    a.lse = checked<T>(lse, "lse", {a.m});
+    const T* scale = checked<T>(dloss, "dloss", {a.m});
+    const T* gradient = checked<T>(saved, "saved", {a.m, a.v});
+    if (std::all_of(scale, scale + a.m, [](T x) { return x == T(1); })) return saved;
     py::array dlogits = make<T>({a.m, a.v});
-    a.dx = data<T>(dlogits);
-    call(table<T>().cross_entropy_backward, a);
+    const BinaryArgs<T> product = {a.m, a.v, 1, 0, gradient, scale, data<T>(dlogits)};
+    call(table<T>().mul, product);
     return dlogits;
   });
 }
@@ -345,9 +354,9 @@ void bind_softmax(py::module_& m) {
   m.def("log_softmax_backward", softmax_backward_like([](const auto& t) { return t.log_softmax_backward; }), py::kw_only(),
         arg("dy"), arg("y"));
   m.def("cross_entropy", &cross_entropy, py::kw_only(), arg("logits"), arg("targets"), arg("ignore_index"),
-        arg("label_smoothing"));
+        arg("label_smoothing"), arg("save"));
   m.def("cross_entropy_backward", &cross_entropy_backward, py::kw_only(), arg("dloss"), arg("logits"), arg("targets"),
-        arg("lse"), arg("ignore_index"), arg("label_smoothing"));
+        arg("saved"), arg("ignore_index"), arg("label_smoothing"));
   m.def("linear_cross_entropy", &linear_cross_entropy, py::kw_only(), arg("x"), arg("weight"), arg("bias").none(true),
         arg("targets"), arg("ignore_index"), arg("label_smoothing"), arg("save"));
   m.def("linear_cross_entropy_backward", &linear_cross_entropy_backward, py::kw_only(), arg("dloss"), arg("x"), arg("weight"),

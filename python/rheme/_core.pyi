@@ -179,19 +179,23 @@ def cross_entropy(
     targets: Array,  # int64 (M,)
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Array, Array]:
-    """loss F (M,), 0 where ignored; lse F (M,). The loss is that of `linear_cross_entropy`."""
+    save: bool,
+) -> tuple[Array, Array | None]:
+    """loss F (M,), 0 where ignored, that of `linear_cross_entropy`; with `save` what the backward pass needs, else None.
+
+    On the CPU the latter is the gradient of the losses' sum, F (M, V); on a GPU the logits' log-sum-exp, F (M,).
+    """
 
 def cross_entropy_backward(
     *,
     dloss: Array,  # F (M,)
     logits: Array,
     targets: Array,
-    lse: Array,
+    saved: Array,
     ignore_index: int,
     label_smoothing: float,
 ) -> Array:
-    """dlogits F (M, V)."""
+    """dlogits F (M, V); `saved` itself where that is it."""
 
 def linear_cross_entropy(
     *,

@@ -206,8 +206,10 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -1, label_smoot
     """Cross-entropy of given logits (..., V), targets (...) -> loss (...), 0 where the target is ignore_index."""
     logits = as_tensor(logits)
     rest = (ignore_index, label_smoothing)
-    loss, lse = ops.cross_entropy(logits.data, targets, *rest, save=True)
-    return record(loss, (logits,), lambda dloss: (ops.cross_entropy_backward(dloss, logits.data, targets, lse, *rest),))
+    if not _recording(logits):
+        return Tensor(ops.cross_entropy(logits.data, targets, *rest))
+    loss, saved = ops.cross_entropy(logits.data, targets, *rest, save=True)
+    return record(loss, (logits,), lambda dloss: (ops.cross_entropy_backward(dloss, logits.data, targets, saved, *rest),))
 
 
 def linear_cross_entropy(

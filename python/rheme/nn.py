@@ -186,7 +186,20 @@ class Module:
 
     def parameters(self) -> Iterator[Parameter]:
         """The parameters in order of definition."""
-        return (parameter for _, parameter in self.named_parameters())
+        found: dict[int, Parameter] = {}  # a training step asks for them again and again: no names
+        walked: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            part = stack.pop()
+            if isinstance(part, Parameter):
+                found.setdefault(id(part), part)
+            elif isinstance(part, Module):
+                if id(part) not in walked:
+                    walked.add(id(part))
+                    stack += [*vars(part).values()][::-1]
+            elif isinstance(part, list | tuple):
+                stack += [item for item in part if isinstance(item, Parameter | Module)][::-1]
+        return iter(found.values())
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""

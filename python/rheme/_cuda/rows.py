@@ -111,26 +111,28 @@ def _check_logits(logits: Array, targets: Array, label_smoothing: float) -> tupl
     return dtype, m, v
 
 
-def cross_entropy(*, logits: Array, targets: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array]:
+def cross_entropy(
+    *, logits: Array, targets: Array, ignore_index: int, label_smoothing: float, save: bool
+) -> tuple[Array, Array | None]:
     dtype, m, v = _check_logits(logits, targets, label_smoothing)
     loss, lse = empty(shape=(m,), dtype=dtype), empty(shape=(m,), dtype=dtype)
     launch(
         "cross_entropy", "cross_entropy", dtype, m, row_threads(v),
         v, 0, logits, None, targets, ignore_index, float(label_smoothing), fault(), loss, lse,
     )  # fmt: skip
-    return loss, lse
+    return loss, lse if save else None
 
 
 def cross_entropy_backward(
-    *, dloss: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+    *, dloss: Array, logits: Array, targets: Array, saved: Array, ignore_index: int, label_smoothing: float
 ) -> Array:
     dtype, m, v = _check_logits(logits, targets, label_smoothing)
     check(dloss, "dloss", dtype, (m,))
-    check(lse, "lse", dtype, (m,))
+    check(saved, "saved", dtype, (m,))
     dlogits = empty(shape=(m, v), dtype=dtype)
     launch(
         "cross_entropy", "cross_entropy_backward", dtype, m, row_threads(v),
-        v, 0, logits, None, targets, ignore_index, float(label_smoothing), dloss, lse, dlogits,
+        v, 0, logits, None, targets, ignore_index, float(label_smoothing), dloss, saved, dlogits,
     )  # fmt: skip
     return dlogits
 

@@ -17,7 +17,7 @@ from rheme.errors import InputError, RhemeError
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_KEPT = "".join(np.dtype(name).char for name in ("float32", "float64", "int64", "uint64"))
 
 
 @functools.cache
@@ -99,8 +99,10 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
     An array that already is one comes back as it is, not copied. dtype, if given, holds instead; `like` gives the device, and
     the dtype of Python floats.
     """
-    if type(value) is np.ndarray and dtype is None and like is None and value.dtype in _FLOATS and value.flags.c_contiguous:
-        return value
+    if type(value) is np.ndarray and dtype is None and (like is None or type(like) is np.ndarray):
+        kind = value.dtype
+        if kind.char in _KEPT and kind.isnative and value.flags.c_contiguous:
+            return value
     if isinstance(value, np.ndarray | np.generic) or on_gpu(value):
         array = np.asarray(value) if isinstance(value, np.generic) else value
     else:

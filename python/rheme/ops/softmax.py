@@ -31,23 +31,24 @@ def _row_mask(mask: Any, x: Array) -> Array | None:
 def cross_entropy(logits: Array, targets: Any, ignore_index: int = -1, label_smoothing: float = 0.0, save: bool = False) -> Any:
     """Cross-entropy of given logits (..., V) -> loss (...); targets, ignored ones and smoothing as in `linear_cross_entropy`.
 
-    With `save`: loss and lse, as `cross_entropy_backward` needs it.
+    With `save`: loss, and what `cross_entropy_backward` needs beside the logits.
     """
     targets = integers(targets, logits, "targets")
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets: shape {targets.shape} does not fit logits of shape {logits.shape}")
-    loss, lse = backend(logits).cross_entropy(
+    loss, saved = backend(logits).cross_entropy(
         logits=as_rows(logits, "logits"),
         targets=targets.reshape(targets.size),
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
+        save=save,
     )
     loss = loss.reshape(targets.shape)
-    return (loss, lse) if save else loss
+    return (loss, saved) if save else loss
 
 
 def cross_entropy_backward(
-    dloss: Array, logits: Array, targets: Any, lse: Array, ignore_index: int = -1, label_smoothing: float = 0.0
+    dloss: Array, logits: Array, targets: Any, saved: Array, ignore_index: int = -1, label_smoothing: float = 0.0
 ) -> Array:
     """dlogits (..., V)."""
     targets = integers(targets, logits, "targets")
@@ -55,7 +56,7 @@ def cross_entropy_backward(
         dloss=contiguous(dloss).reshape(dloss.size),
         logits=as_rows(logits, "logits"),
         targets=targets.reshape(targets.size),
-        lse=lse,
+        saved=saved,
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
     )
