@@ -187,16 +187,14 @@ class Module:
     def parameters(self) -> Iterator[Parameter]:
         """The parameters in order of definition."""
         found: dict[int, Parameter] = {}  # a training step asks for them again and again: no names
-        walked: set[int] = set()
-        stack: list[Any] = [self]
+        walked, stack = set(), list[Any]([self])
         while stack:
             part = stack.pop()
             if isinstance(part, Parameter):
                 found.setdefault(id(part), part)
-            elif isinstance(part, Module):
-                if id(part) not in walked:
-                    walked.add(id(part))
-                    stack += [*vars(part).values()][::-1]
+            elif isinstance(part, Module) and part not in walked:
+                walked.add(part)
+                stack += [*vars(part).values()][::-1]
             elif isinstance(part, list | tuple):
                 stack += [item for item in part if isinstance(item, Parameter | Module)][::-1]
         return iter(found.values())
@@ -458,25 +456,21 @@ class LSTM(Module):
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
     def _weights(self, layer: int) -> list[tuple[Parameter, Parameter, Parameter, Parameter]]:
-        own = vars(self)
-        return [tuple([own[name] for name in names]) for names in self._names[layer]]
+        return [tuple([vars(self)[name] for name in names]) for names in self._names[layer]]
 
     def _inference(self, layer: int) -> Callable[..., tuple[Array, ...]]:
         """The op that runs a layer outside the tape, with its weights packed and its biases added: y, h_n, c_n first."""
         weights = self._weights(layer)
 
         def pack() -> Any:
-            w_ih, w_hh = [d[0] for d in weights], [d[1] for d in weights]
             bias = [ops.add(d[2].data, d[3].data) for d in weights]
-            if w_ih[0].packed is not None:
-                small = [w.packed for w in w_ih], [w.packed for w in w_hh]
-                return functools.partial(ops.quantized_lstm, w_ih=small[0], w_hh=small[1], bias=bias)
-            whole = [w.data for w in w_ih], [w.data for w in w_hh]
-            packed = ops.pack_lstm(*whole)
-            return functools.partial(ops.lstm, w_ih=whole[0], w_hh=whole[1], bias=bias, packed=packed)
+            if weights[0][0].packed is not None:
+                w_ih, w_hh = ([d[i].packed for d in weights] for i in (0, 1))
+                return functools.partial(ops.quantized_lstm, w_ih=w_ih, w_hh=w_hh, bias=bias)
+            w_ih, w_hh = ([d[i].data for d in weights] for i in (0, 1))
+            return functools.partial(ops.lstm, w_ih=w_ih, w_hh=w_hh, bias=bias, packed=ops.pack_lstm(w_ih, w_hh))
 
-        run: Callable[..., tuple[Array, ...]] = self._caches[layer].get([w for d in weights for w in d], pack)
-        return run
+        return self._caches[layer].get([w for d in weights for w in d], pack)
 
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
@@ -492,7 +486,7 @@ class LSTM(Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             x = self.dropout(x) if layer else x
-            x, h, c = F.lstm(x, self._weights(layer), lengths, *self._start(layer, state))
+            x, h, c = F.lstm(x, self._weights(layer), lengths, **self._start(layer, state))
             h_n.append(h)
             c_n.append(c)
         if self.num_layers == 1:
@@ -505,20 +499,20 @@ class LSTM(Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             x = self.dropout(x).data if layer else x
-            h, c = self._start(layer, state)
-            x, h, c, *_ = self._inference(layer)(x, lengths=lengths, h0=h, c0=c)
+            x, h, c, *_ = self._inference(layer)(x, lengths=lengths, **self._start(layer, state))
             h_n.append(h)
             c_n.append(c)
         if self.num_layers == 1:
             return x, (h, c)
         return x, (ops.concat(h_n), ops.concat(c_n))
 
-    def _start(self, layer: int, state: Any) -> Any:
+    def _start(self, layer: int, state: Any) -> dict[str, Any]:
         """A layer's part of h and c."""
         if state is None:
-            return None, None
+            return {}
         first, last = layer * self.num_directions, (layer + 1) * self.num_directions
-        return state if self.num_layers == 1 else [part[first:last] for part in state]
+        h, c = state if self.num_layers == 1 else [part[first:last] for part in state]
+        return {"h0": h, "c0": c}
 
     def _check(self, x: Any, state: Sequence[Any] | None) -> None:
         shape = x.shape
