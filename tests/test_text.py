@@ -233,6 +233,16 @@ def test_any_text_is_carried(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode([[2, 4, *ids, 3, 0]]) == [" ".join(text.split())]
 
 
+def test_resampled_pieces_write_the_same_text(tokenizer: Tokenizer) -> None:
+    lines = [*LINES, "😀 <2fr>"]
+    ids = tokenizer.encode(lines)
+    cut = tokenizer.resample(ids, 0.3, 7)
+    assert tokenizer.decode(cut) == tokenizer.decode(ids)
+    assert sum(map(len, cut)) > sum(map(len, ids))
+    assert tokenizer.resample(ids, 0.3, 8) != cut == tokenizer.resample(ids, 0.3, 7)
+    assert tokenizer.resample(ids, 0.0, 7) == ids
+
+
 def test_lists_are_encoded_as_one_by_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(LINES[:20]) == [tokenizer.encode([line])[0] for line in LINES[:20]]
     assert any(tokenizer.is_byte(index) for index in tokenizer.encode(["😀"])[0])

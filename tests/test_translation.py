@@ -211,6 +211,17 @@ def test_training_items(translator: Any) -> None:
     assert loss.item() == pytest.approx(sum(alone), rel=1e-5)
 
 
+def test_training_in_other_pieces(translator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator.config, "subword_dropout", 0.5)
+    items = translator.encode_all(PAIRS)
+    plain = sum(len(target) + 1 for _, _, target in items)
+    assert translator.loss(items, 1)[1] == plain, "not outside of training"
+    monkeypatch.setattr(translator.model, "training", True)
+    once, again, other = (translator.loss(items, seed) for seed in (1, 1, 2))
+    assert once[1] > plain
+    assert (once[0].item(), once[1]) == (again[0].item(), again[1]) != (other[0].item(), other[1])
+
+
 def test_reading_pairs(translator: Any, tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("Hi.\tSalut !\nHi.\tSalut !\nHi.\tBonjour !\n")
     assert translator.read(tmp_path / "x.tsv") == [("Hi.", "Salut !"), ("Hi.", "Bonjour !")]
@@ -229,6 +240,7 @@ def test_config_mistakes() -> None:
         ({"directions": "up"}, "both, forward, backward"),
         ({"model": {"dropout": 2}}, "dropout"),
         ({"vocab_size": 0}, "at least 4"),
+        ({"subword_dropout": 1}, "below 1"),
     ):
         with pytest.raises(InputError, match=message):
             tasks.configure(cls.Config, values, "task")

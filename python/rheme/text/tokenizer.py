@@ -8,8 +8,10 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
+from numpy.typing import NDArray
 
 from rheme.errors import InputError
 
@@ -159,6 +161,17 @@ class Tokenizer:
         if len(texts) < _FEW:
             return [self._processor.encode(text) for text in texts]
         return self._processor.encode(list(texts), num_threads=1)
+
+    def resample(self, sequences: Sequence[Sequence[int] | NDArray[Any]], dropout: float, seed: int) -> list[list[int]]:
+        """The same texts in other pieces: each merge of two pieces is left out with probability `dropout` (BPE-dropout,
+        Provilkov et al. 2020). The seed alone decides, together with the order of the sequences.
+        """
+        plain = [[int(index) for index in ids] for ids in sequences]
+        texts = self._processor.decode(plain, num_threads=1)
+        # sentencepiece seeds a generator once for each thread, and takes a new thread for each list.
+        sentencepiece.set_random_generator_seed(seed % 0xFFFFFFFF)
+        cut: list[list[int]] = self._processor.encode(texts, enable_sampling=True, alpha=dropout, nbest_size=-1, num_threads=1)
+        return cut
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Text, with its capitals and spaces; pad, bos and eos are left out, and bytes that form no character."""
