@@ -327,6 +327,17 @@ def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: list
     assert answer.count("\n") == text.strip().count("\n")
 
 
+def test_entities_are_words_where_training_saw_them() -> None:
+    cls = tasks.get_task("translation")
+    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": SMALL}))
+    task.setup([*PAIRS, ("it &apos;s a cat", "c &apos;est un chat")])
+    assert task.config.entities
+    assert [part.text for part in task._cutter.parts("it &apos;s <b> big")] == ["it &apos;s ", "<b>", " big"]
+    task.setup(PAIRS)
+    assert not task.config.entities
+    assert "&apos;" in [part.text for part in task._cutter.parts("it &apos;s big")]
+
+
 def test_stand_ins_are_names_that_both_sides_share() -> None:
     pairs = [("Tom met Mary.", "Tom rencontra Marie."), ("Boston is big.", "Boston est grand.")] * 70 + [
         ("The end.", "La fin.")

@@ -20,7 +20,7 @@ from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.plugins.translation.checks import confidence, warnings
-from rheme.plugins.translation.parts import Cutter, Part, stand_ins
+from rheme.plugins.translation.parts import ENTITY, Cutter, Part, stand_ins
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
@@ -48,8 +48,9 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     in training, so that a word is met in other pieces each time (0.1 makes sentences a third longer).
     Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
     are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
-    that form, and the answers back); stand_ins, names that stay the same in both languages; profiles, by which the languages
-    are told apart.
+    that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
+    translated like words instead of being carried through; stand_ins, names that stay the same in both languages; profiles, by
+    which the languages are told apart.
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en", "fr"])
@@ -61,6 +62,7 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     subword_dropout: float = 0.0
     copy_unknown: bool = False
     whole_sentences: bool = False
+    entities: bool = False
     stand_ins: list[str] = msgspec.field(default_factory=list)
     profiles: dict[str, str] = msgspec.field(default_factory=dict)
     model: Seq2SeqConfig = msgspec.field(default_factory=Seq2SeqConfig)
@@ -144,8 +146,9 @@ class Translation(Task):
         )
         alphabet = {char for pair in examples for text in pair for char in self.tokenizer.normalize(text)}
         self.config.copy_unknown = alphabet <= self.tokenizer.characters
-        whole = sum(is_sentence(text) for pair in examples for text in pair)
-        self.config.whole_sentences = whole > 0.9 * 2 * len(examples)
+        texts = [text for pair in examples for text in pair]
+        self.config.whole_sentences = sum(map(is_sentence, texts)) > 0.9 * len(texts)
+        self.config.entities = sum(bool(ENTITY.search(text)) for text in texts) > 0.001 * len(texts)
         self.learn_forms(examples)
         self.build()
 
@@ -166,7 +169,12 @@ class Translation(Task):
         self._unwritable = self.tokenizer.unwritable
         config = self.config
         self._cutter = Cutter(
-            self.tokenizer, config.max_source_length, config.stand_ins, config.whole_sentences, config.copy_unknown
+            self.tokenizer,
+            config.max_source_length,
+            config.stand_ins,
+            config.whole_sentences,
+            config.copy_unknown,
+            config.entities,
         )
         self.model = Seq2Seq(self.config.model)
 

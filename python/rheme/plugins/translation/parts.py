@@ -16,7 +16,8 @@ from rheme.text.tokenizer import Tokenizer
 
 _FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′ʼ`´", "'") | dict.fromkeys("–—−‐‑", "-")
 
-_MARKUP = r"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|&(?:\w+|#\w+);|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
+ENTITY = re.compile(r"&(?:\w+|#\w+);")
+_MARKUP = rf"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|{ENTITY.pattern}|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
 _INLINE = (
     r"(?:[a-z][a-z+.-]*://|www\.)[^\s<>\"'`，。！？]*[^\s<>\"'`，。！？.,;:!?)\]}]"  # URLs
     r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # e-mail addresses
@@ -60,20 +61,27 @@ class Part:
 class Cutter:
     """Cuts texts into parts for one model.
 
-    limit: pieces of a part, at most. stand_ins: names that the model copies. whole_sentences, copy_unknown: as in the config.
+    limit: pieces of a part, at most. stand_ins: names that the model copies. whole_sentences, copy_unknown, entities: as in
+    the config.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, limit: int, stand_ins: Sequence[str], whole_sentences: bool, copy_unknown: bool
+        self,
+        tokenizer: Tokenizer,
+        limit: int,
+        stand_ins: Sequence[str],
+        whole_sentences: bool,
+        copy_unknown: bool,
+        entities: bool,
     ) -> None:
         self._tokenizer, self._limit, self._stand_ins = tokenizer, limit, stand_ins
-        self._whole_sentences, self._copy_unknown = whole_sentences, copy_unknown
+        self._whole_sentences, self._copy_unknown, self._entities = whole_sentences, copy_unknown, entities
         self._folded: dict[str, tuple[str, bool]] = {}
 
     def parts(self, text: str, glossary: Mapping[str, str] | None = None) -> list[Part]:
         """The parts of a text, in order. glossary: source term -> what the translation must hold."""
         terms = {term.casefold(): wanted for term, wanted in (glossary or {}).items()}
-        spans = list(_SPANS.finditer(text))
+        spans = [span for span in _SPANS.finditer(text) if not (self._entities and ENTITY.fullmatch(span[0]))]
         opaque = list(text)  # in which a span is one word, so that no sentence ends within it
         for span in spans:
             opaque[span.start() : span.end()] = "X" * len(span[0])
