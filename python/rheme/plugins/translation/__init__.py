@@ -95,7 +95,7 @@ class Translation(Task):
 
     def __init__(self, config: TranslationConfig | None = None) -> None:
         super().__init__(config)
-        self.options = {"num_beams": 4, "max_new_tokens": 128}
+        self.options = {"num_beams": 4, "length_penalty": 0.8, "max_new_tokens": 128}
         self._bundled = False
         self._precision: str | None = None
         self._others: dict[Path, Translation] = {}  # bundled models already loaded
