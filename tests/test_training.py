@@ -78,7 +78,12 @@ def new_task() -> Reversal:
 
 
 def run(
-    out: Path, resume: bool = False, task: Task | None = None, train: list[Pair] | None = None, **settings: Any
+    out: Path,
+    resume: bool = False,
+    task: Task | None = None,
+    train: list[Pair] | None = None,
+    finish: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
     return training.train(
         task or new_task(),
@@ -87,6 +92,7 @@ def run(
         out,
         TrainingConfig(**SETTINGS | settings),
         resume=resume,
+        finish=finish,
         echo=lambda line: None,
     )
 
@@ -305,6 +311,25 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path, uninterrupted: Path, step: i
     run(out, resume=True)
     assert_same_weights(out, uninterrupted)
     assert journal(out) == journal(uninterrupted)
+
+
+def test_an_interrupted_training_can_end_there(tmp_path: Path, uninterrupted: Path) -> None:
+    out = tmp_path / "model"
+    interrupt(out, step=17)
+    figures = run(out, finish=True)
+    assert figures["steps"] == 17
+    best = min((entry for entry in journal(out) if "valid_loss" in entry), key=lambda entry: entry["valid_loss"])
+    assert (figures["best_step"], figures["valid_loss"]) == (best["step"], best["valid_loss"])
+    assert weights(out).keys() == weights(uninterrupted).keys()
+    assert not list(out.glob("checkpoint-*"))
+    assert run(out, finish=True) == figures, "it has ended"
+    with pytest.raises(InputError, match="no training to resume"):
+        run(tmp_path / "other", finish=True)
+    interrupt(tmp_path / "early", step=2)
+    for checkpoint in (tmp_path / "early").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(InputError, match="no checkpoint was written yet"):
+        run(tmp_path / "early", finish=True)
 
 
 # Mistakes --------------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 @click.option("--fields", help="Columns or keys, separated by commas, such as source,target.")
 @click.option("--init", metavar="bundled|DIR", help="Fine-tune the bundled model or one of your own.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+@click.option("--finish", is_flag=True, help="End the training in --out at its last checkpoint: the best weights so far.")
 @click.option("--config", "config_file", type=click.Path(), help="TOML file with tables task, train and card.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="One setting, such as train.max_epochs=3.")
 @click.option("--valid-share", type=float, help="Share held out without --valid (default: the task's, mostly 0.02).")
@@ -63,6 +64,7 @@ def train_command(
     fields: str | None,
     init: str | None,
     resume: bool,
+    finish: bool,
     config_file: str | None,
     settings: tuple[str, ...],
     valid_share: float | None,
@@ -92,6 +94,7 @@ def train_command(
         out=out,
         init=init,
         resume=resume,
+        finish=finish,
         config=merge(files.read_config(config_file), above),
         fields=[field.strip() for field in fields.split(",")] if fields else None,
         valid_share=valid_share,

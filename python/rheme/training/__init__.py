@@ -31,6 +31,7 @@ def train(
     out: str | Path,
     config: TrainingConfig | None = None,
     resume: bool = False,
+    finish: bool = False,
     init: str | Path | None = None,
     echo: Echo | None = None,
     card: Mapping[str, Any] | None = None,
@@ -40,7 +41,8 @@ def train(
 
     `out` gets config.json, model.safetensors and the rest of a model folder, metrics.jsonl (a line per window of steps and per
     validation) and training.json (the settings, resolved). resume: go on from the last checkpoint in `out`, to the very
-    weights an uninterrupted run gives; examples and settings must be the same. init: a model folder to fine-tune. echo: gets
+    weights an uninterrupted run gives; examples and settings must be the same. finish: end it at that
+    checkpoint instead, with the best weights so far. init: a model folder to fine-tune. echo: gets
     each line that is told; by default a progress bar on a terminal, else lines on stderr. card: for the model card.
     device: "cpu" or "cuda"; a checkpoint of one can be resumed on the other.
 
@@ -57,6 +59,7 @@ def train(
         "init": None if init is None else str(init),
     }
     created = not out.exists()
+    resume = resume or finish
     if resume:
         init = _check_resume(out, settings)
         if (out / "config.json").exists():
@@ -82,7 +85,7 @@ def train(
             if created:
                 shutil.rmtree(out, ignore_errors=True)
         raise
-    return run.run(resume)
+    return run.run(resume, finish)
 
 
 def _check_new(out: Path) -> None:

@@ -29,6 +29,7 @@ def train(
     out: str | Path,
     init: str | Path | None = None,
     resume: bool = False,
+    finish: bool = False,
     config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     fields: Sequence[str] | None = None,
     valid_share: float | None = None,
@@ -46,7 +47,8 @@ def train(
     config: tables ``task``, ``train`` and ``card``, or a TOML file of them. settings: single ones by name, such as
     ``max_epochs=3`` or ``vocab_size=4000``. fields: columns or keys.
 
-    Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C (go on with ``resume=True``).
+    Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C: go on with ``resume=True``, or
+    end the training there with ``finish=True``.
     """
     cls, out = get_task(task), Path(out)
     tell = echo or _to_stderr
@@ -59,6 +61,7 @@ def train(
         if not 0 <= share <= 0.5:
             raise InputError(f"{name} = {share}: must be from 0 to 0.5")
     ops.check_device(device)
+    resume = resume or finish
     if not resume:
         _check_new(out)
     if init is not None:
@@ -90,7 +93,9 @@ def train(
     try:
         for name, rows in held.items():
             _write_held_out(instance, out / f"{name}{instance.suffix}", rows, resume)
-        figures = run(instance, examples, held_out, out, training, resume=resume, echo=echo, card=card, device=device)
+        figures = run(
+            instance, examples, held_out, out, training, resume=resume, finish=finish, echo=echo, card=card, device=device
+        )
     except BaseException:
         if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():
             shutil.rmtree(out, ignore_errors=True)

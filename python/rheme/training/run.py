@@ -103,17 +103,23 @@ class Run:
         self.display = Display(self.total_steps, echo)
         self._check_disk()
         self.stop = False
+        self._end_here = False  # with the checkpoint, though steps are left
         self.clock, self.checkpoint_clock = Clock(), Clock()
         self.seconds_per_step = 0.0
         self.window_started = 0
 
     # The loop ---------------------------------------------------------------------------------------------------------------
 
-    def run(self, resume: bool) -> dict[str, Any]:
+    def run(self, resume: bool, finish: bool = False) -> dict[str, Any]:
         with self.display, self._signals():
             self._announce()
             if resume:
                 self._restore()
+                if finish and not self.at.step:
+                    raise InputError(
+                        f"{self.out}: no checkpoint was written yet, so there is nothing to finish; go on with --resume"
+                    )
+                self._end_here = finish
             else:
                 self.journal.truncate(-1, -1)
             self.clock.lap()
@@ -135,7 +141,7 @@ class Run:
 
     def _done(self) -> bool:
         at, config = self.at, self.config
-        if at.ended or (config.max_steps and at.step >= config.max_steps):
+        if self._end_here or at.ended or (config.max_steps and at.step >= config.max_steps):
             return True
         if not config.max_steps and at.epoch >= config.max_epochs:
             return True
@@ -403,7 +409,8 @@ class Run:
     def _interrupt(self) -> None:
         self._checkpoint()
         raise Interrupted(
-            f"interrupted after step {self.at.step} of {self.total_steps}; to go on: the same command with --resume"
+            f"interrupted after step {self.at.step} of {self.total_steps}; to go on: the same command with --resume, "
+            "or with --finish to keep the best weights so far"
         )
 
     # The end ----------------------------------------------------------------------------------------------------------------
