@@ -16,54 +16,81 @@ namespace {
 constexpr long kForwardRows = 96;
 constexpr long kBackwardRows = 2048;  // a multiple of kBlock, so that dweight sums the same blocks whatever the number of rows
 
-// e = exp(x - top) of a row, while the row behind it comes into the L2 cache: an exponential leaves time for that.
+// What is left to do for the gradient of a row of logits: softmax - smoothing, less at the target, from e = exp(logit -
+// largest).
 template <class T>
-static void exponentials(const T* x, long n, T top, T* e) {
+struct Unwritten {
+  const T* e = nullptr;  // (V,)
+  T* gradient = nullptr;
+  T scale = T(0), share = T(0), hit = T(0);
+  long target = 0;
+
+  template <bool STREAM>
+  void write(long v) const {
+    typedef Simd<T> S;
+    const T* from = e;
+    const T at_target = e[target] * scale - share - hit;  // read first: the gradient may stand in the place of e
+    const typename S::V factor = S::set(scale), less = S::set(share);
+    map_vectors<T, STREAM>(0, v, gradient,
+                           [=](auto load) __attribute__((always_inline)) { return load(from) * factor - less; });
+    gradient[target] = at_target;
+  }
+};
+
+// e = exp(x - top) of a row. That takes the processor and leaves the memory idle: so the row behind it comes into the L2 cache
+// meanwhile, and with WRITE the gradient of the row before goes past the caches.
+template <class T, bool WRITE>
+static void exponentials(const T* x, long n, T top, T* e, const Unwritten<T>& before) {
   typedef Simd<T> S;
-  const typename S::V t = S::set(top);
+  const T *from = before.e, t_last = WRITE ? before.e[before.target] * before.scale - before.share - before.hit : T(0);
+  const typename S::V t = S::set(top), factor = S::set(before.scale), less = S::set(before.share);
   long i = 0;
   for (; i + S::W <= n; i += S::W) {
     __builtin_prefetch(x + n + i, 0, 2);
     S::store(e + i, S::exp(S::load(x + i) - t));
+    if constexpr (WRITE) S::stream(before.gradient + i, S::load(from + i) * factor - less);
   }
   if (i < n) S::store_part(e + i, S::exp(S::load_part(x + i, n - i) - t), n - i);
+  if constexpr (WRITE) {
+    if (i < n) S::store_part(before.gradient + i, S::load_part(from + i, n - i) * factor - less, n - i);
+    before.gradient[before.target] = t_last;
+  }
 }
 
 template <class T>
 struct Loss {
   const CrossEntropyArgs<T>& a;
 
-  // The loss of a row, and where `gradient` is given that of its logits, so that each exponential is made once. What is
-  // streamed past the caches is first worked out in `spare` (V,).
-  void run(long m, const T* logits, T* gradient = nullptr, T* spare = nullptr) const {
-    typedef Simd<T> S;
+  // The loss of a row, and where `gradient` is given that of its logits, so that each exponential is made once. With `before`
+  // it is left to be written past the caches, and e holds the exponentials until then.
+  void run(long m, const T* logits, T* gradient = nullptr, T* e = nullptr, Unwritten<T>* before = nullptr) const {
     const T lowest = T(-__builtin_inf());
     const T top = row_max(logits, a.v);
     const T anchor = top == lowest ? T(0) : top;
     const bool ignored = a.targets[m] == a.ignore_index;
     const double s = a.label_smoothing, at_target = ignored ? 0 : static_cast<double>(logits[a.targets[m]]);
     const double total = s != 0 ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(logits); }) : 0;
-    T* e = spare ? spare : gradient;
-    if (e) exponentials(logits, a.v, anchor, e);
-    const T sum = static_cast<T>(e ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(e); })
-                                   : row_exp_sum(logits, a.v, anchor));
+    if (before && before->gradient)
+      exponentials<T, true>(logits, a.v, anchor, e, *before);
+    else if (gradient)
+      exponentials<T, false>(logits, a.v, anchor, e, {});
+    const T sum = static_cast<T>(gradient ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(e); })
+                                          : row_exp_sum(logits, a.v, anchor));
     const double lse = static_cast<double>(anchor) + static_cast<double>(log_scalar(sum));
     if (a.lse) a.lse[m] = static_cast<T>(lse);
     const double plain = lse - at_target;
     const double loss = s != 0 ? (1 - s) * plain + s * (lse - total / static_cast<double>(a.v)) : plain;
     a.loss[m] = ignored ? T(0) : static_cast<T>(loss);
     if (!gradient) return;
-    if (ignored) {
+    Unwritten<T> row;
+    if (ignored)
       for (long j = 0; j < a.v; ++j) gradient[j] = T(0);
-      return;
-    }
-    const typename S::V share = S::set(static_cast<T>(s / static_cast<double>(a.v))), scale = S::set(T(1) / sum);
-    const auto formula = [=](auto load) __attribute__((always_inline)) { return load(e) * scale - share; };
-    if (spare)
-      map_vectors<T, true>(0, a.v, gradient, formula);
     else
-      map_vectors<T>(0, a.v, gradient, formula);
-    gradient[a.targets[m]] = gradient[a.targets[m]] - static_cast<T>(1 - s);
+      row = {e, gradient, T(1) / sum, static_cast<T>(s / static_cast<double>(a.v)), static_cast<T>(1 - s), a.targets[m]};
+    if (before)
+      *before = row;
+    else if (!ignored)
+      row.template write<false>(a.v);
   }
 };
 
@@ -102,12 +129,23 @@ void linear_cross_entropy(const CrossEntropyArgs<T>& a) {
 template <class T>
 void cross_entropy(const CrossEntropyArgs<T>& a) {
   const Loss<T> loss = {a};
-  parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
-    const bool past = a.dlogits && streams(a.dlogits, a.m * a.v);
-    Scratch<T> spare(past ? a.v : 0);
-    for (long m = first; m < last; ++m)
-      loss.run(m, a.logits + m * a.v, a.dlogits ? a.dlogits + m * a.v : nullptr, past ? spare.data : nullptr);
-    if (past) fence_streams();
+  if (!a.dlogits || !streams(a.dlogits, a.m * a.v)) {
+    parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
+      for (long m = first; m < last; ++m) {
+        T* gradient = a.dlogits ? a.dlogits + m * a.v : nullptr;
+        loss.run(m, a.logits + m * a.v, gradient, gradient);
+      }
+    });
+    return;
+  }
+  const long group = max_long(1, min_long(16, a.m / (4L * num_threads()))), pitch = ceil_div(a.v, kLanes) * kLanes;
+  parallel(ceil_div(a.m, group), [&](long task) {
+    Scratch<T> e(2 * pitch);  // of this row and the one before
+    Unwritten<T> before;
+    for (long m = task * group; m < min_long(a.m, (task + 1) * group); ++m)
+      loss.run(m, a.logits + m * a.v, a.dlogits + m * a.v, e.data + m % 2 * pitch, &before);
+    if (before.gradient) before.template write<true>(a.v);
+    fence_streams();
   });
 }
 
@@ -121,6 +159,9 @@ RHEME_FN void differentiate_logits(const CrossEntropyBackwardArgs<T>& a, long m,
   const long target = a.targets[m] - v0;
   const bool here = target >= 0 && target < columns;
   const T at_target = here ? logits[target] : T(0);  // read first: g may be logits
+  // What follows a short part of a row stands far away: that of the row after the next one is asked for now.
+  for (long j = 0; logits != g && j < columns; j += 64 / static_cast<long>(sizeof(T)))
+    __builtin_prefetch(logits + 2 * a.v + j, 0, 2);
   map_vectors<T>(0, columns, g,
                  [=](auto load) __attribute__((always_inline)) { return (S::exp(load(logits) - lse) - share) * scale; });
   if (here) g[target] = (S::exp(S::set(at_target) - lse)[0] - smooth - hit) * a.dloss[m];

@@ -91,17 +91,25 @@ RHEME_FN typename S::V sigmoid_any(typename S::V x) {
   return S::set(1) / (S::set(1) + S::exp(-x));
 }
 
-// LSTM, one unit. In: pre-activations of the gates i f g o and the previous cell; out: gates, cell, hidden.
-// Source: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
+// LSTM, one unit, in two halves. In: pre-activations of the gates i f g o and the previous cell; out: gates and cell; then
+// hidden. Source: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
 template <class S>
-RHEME_FN void lstm_cell(typename S::V& i, typename S::V& f, typename S::V& g, typename S::V& o, typename S::V& cell,
-                        typename S::V& hidden) {
+RHEME_FN void lstm_cell_state(typename S::V& i, typename S::V& f, typename S::V& g, typename S::V& o, typename S::V& cell) {
   i = S::sigmoid(i);
   f = S::sigmoid(f);
   g = S::tanh(g);
   o = S::sigmoid(o);
   cell = S::fma(f, cell, i * g);
-  hidden = o * S::tanh(cell);
+}
+template <class S>
+RHEME_FN typename S::V lstm_hidden(typename S::V o, typename S::V cell) {
+  return o * S::tanh(cell);
+}
+template <class S>
+RHEME_FN void lstm_cell(typename S::V& i, typename S::V& f, typename S::V& g, typename S::V& o, typename S::V& cell,
+                        typename S::V& hidden) {
+  lstm_cell_state<S>(i, f, g, o, cell);
+  hidden = lstm_hidden<S>(o, cell);
 }
 
 // In: gates and cell of the step, the cell before it, dhidden, and dcell from the step after. Out: gradients of the four

@@ -176,30 +176,36 @@ struct Forward {
             const long depth = min_long(kBlock, hidden - k0), at = k0 * kPanel;
             tile_rows<T, false>(rows, from, depth, panel + at, to, kPanel, true, quarter(next ? next + at : next, depth, t));
           }
+        T* cell[kTileRows];
+        for (long r = 0; r < rows; ++r) renew_cell(to[r], cell[r] = q.cell.data + (i + r) * padded + p * kUnits);
         for (long r = 0; r < rows; ++r) {
-          T* c = q.cell.data + (i + r) * padded + p * kUnits;
           const long at = (q.direction * a.time + q.time(i + r, s)) * a.batch + q.row.data[i + r].n;
-          activate(to[r], c, output.data[i + r] + p * kUnits, a.cells ? a.cells + at * hidden + p * kUnits : nullptr,
-                   min_long(kUnits, hidden - p * kUnits));
+          put_out(to[r], cell[r], output.data[i + r] + p * kUnits, a.cells ? a.cells + at * hidden + p * kUnits : nullptr,
+                  min_long(kUnits, hidden - p * kUnits));
         }
         i += rows;
       }
     }
   }
 
-  // 16 units of one row, `valid` of them real.
-  void activate(T* gates, T* cell, T* h, T* saved_cell, long valid) const {
+  // The two halves of a unit (formulas.h) for 16 units of one row, of which `valid` are real: the cell and the gates in the
+  // place of their pre-activations, then h. What h waits for is long, so that several rows' halves together take less.
+  void renew_cell(T* gates, T* cell) const {
     for (long j = 0; j < kUnits; j += S::W) {
       V i = S::load(gates + j), f = S::load(gates + kUnits + j), g = S::load(gates + 2 * kUnits + j),
-        o = S::load(gates + 3 * kUnits + j), c = S::load(cell + j), hidden;
-      lstm_cell<S>(i, f, g, o, c, hidden);
+        o = S::load(gates + 3 * kUnits + j), c = S::load(cell + j);
+      lstm_cell_state<S>(i, f, g, o, c);
       S::store(cell + j, c);
-      if (a.gates) {
-        S::store(gates + j, i);
-        S::store(gates + kUnits + j, f);
-        S::store(gates + 2 * kUnits + j, g);
-        S::store(gates + 3 * kUnits + j, o);
-      }
+      S::store(gates + 3 * kUnits + j, o);
+      if (!a.gates) continue;
+      S::store(gates + j, i);
+      S::store(gates + kUnits + j, f);
+      S::store(gates + 2 * kUnits + j, g);
+    }
+  }
+  void put_out(const T* gates, const T* cell, T* h, T* saved_cell, long valid) const {
+    for (long j = 0; j < kUnits; j += S::W) {
+      const V c = S::load(cell + j), hidden = lstm_hidden<S>(S::load(gates + 3 * kUnits + j), c);
       const long left = valid - j;
       if (left >= S::W) {
         S::store(h + j, hidden);
@@ -268,7 +274,8 @@ void lstm_once(const LstmArgs<T>& a, const Forward<T>& forward) {
     if (a.h0) add_product_once(a.w_hh[d], hidden, hidden, p, a.h0 + d * hidden, gates);
     T cell[kUnits];
     for (long j = 0; j < kUnits; ++j) cell[j] = a.c0 && j < valid ? a.c0[at + j] : T(0);
-    forward.activate(gates, cell, a.y + at, a.cells ? a.cells + at : nullptr, valid);
+    forward.renew_cell(gates, cell);
+    forward.put_out(gates, cell, a.y + at, a.cells ? a.cells + at : nullptr, valid);
     for (long j = 0; j < valid; ++j) {
       a.h_n[at + j] = a.y[at + j];
       a.c_n[at + j] = cell[j];

@@ -164,20 +164,21 @@ struct Sequence {
   }
 
  private:
-  // The two halves of `lstm_cell` (formulas.h) for 16 units of one row: the cell, and the gate o in the place of its
-  // pre-activation; then h, of which `valid` units are real.
+  // The two halves of a unit (formulas.h) for 16 units of one row: the cell, and the gate o in the place of its pre-activation;
+  // then h, of which `valid` units are real.
   RHEME_FN void renew_cell(float* gates, float* cells) {
     for (long j = 0; j < kUnits; j += S::W) {
-      const V i = S::sigmoid(S::load(gates + j)), f = S::sigmoid(S::load(gates + kUnits + j)),
-              g = S::tanh(S::load(gates + 2 * kUnits + j));
-      S::store(gates + 3 * kUnits + j, S::sigmoid(S::load(gates + 3 * kUnits + j)));
-      S::store(cells + j, S::fma(f, S::load(cells + j), i * g));
+      V i = S::load(gates + j), f = S::load(gates + kUnits + j), g = S::load(gates + 2 * kUnits + j),
+        o = S::load(gates + 3 * kUnits + j), c = S::load(cells + j);
+      lstm_cell_state<S>(i, f, g, o, c);
+      S::store(gates + 3 * kUnits + j, o);
+      S::store(cells + j, c);
     }
   }
   RHEME_FN void put_out(const float* gates, const float* cells, float* y, Element* state, long valid) {
     alignas(64) float made[kUnits];
     for (long j = 0; j < kUnits; j += S::W) {
-      const V hidden = S::load(gates + 3 * kUnits + j) * S::tanh(S::load(cells + j));
+      const V hidden = lstm_hidden<S>(S::load(gates + 3 * kUnits + j), S::load(cells + j));
       S::store(made + j, hidden);
       if (valid - j >= S::W)
         S::store(y + j, hidden);

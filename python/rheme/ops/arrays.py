@@ -198,7 +198,10 @@ def expand(x: Array, shape: tuple[int, ...]) -> Array:
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Arrays of one shape but for `axis`, joined along it, on a GPU where one of them is."""
-    first = next((x for x in arrays if type(x) is not np.ndarray and on_gpu(x)), arrays[0])
+    first = arrays[0]
+    for x in arrays:
+        if type(x) is not np.ndarray and on_gpu(x):
+            first = x
     if type(first) is not np.ndarray:
         arrays = [asarray(x, like=first) for x in arrays]
     axis = axis % builtins.max(first.ndim, 1)

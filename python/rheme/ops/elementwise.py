@@ -23,7 +23,7 @@ def _binary(name: str, a: Any, b: Any) -> Array:
     if isinstance(a, _NUMBERS):
         a = _fill((1,) * b.ndim, a, b)
     elif isinstance(b, _NUMBERS):
-        b = _fill((1, 1), b, a)
+        b = np.array(b, a.dtype, ndmin=2) if type(a) is np.ndarray else _fill((1, 1), b, a)
         return getattr(backend(a), name)(a=_at_least_2d(a), b=b).reshape(a.shape)
     op = getattr(backend(a), name)
     shape = a.shape
