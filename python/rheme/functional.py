@@ -61,7 +61,7 @@ __all__ = [
     "transpose",
 ]
 
-Direction = tuple[Any, Any, Any, Any]
+Direction = Sequence[Any]  # w_ih, w_hh, b_ih, b_hh
 
 
 def _optional(value: Any, like: Tensor | None = None) -> Tensor | None:

@@ -448,21 +448,21 @@ class LSTM(Module):
                 setattr(self, f"bias_hh_{suffix}", Parameter(ops.zeros((4 * hidden_size,))))
         self._caches = [_PackCache() for _ in range(num_layers)]
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        self._names = [
-            [[f"{kind}_{suffix}" for kind in kinds] for suffix in self._suffixes(layer)] for layer in range(num_layers)
-        ]
+        layers = [self._suffixes(layer) for layer in range(num_layers)]
+        self._names = [[f"{kind}_{suffix}" for suffix in suffixes for kind in kinds] for suffixes in layers]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _weights(self, layer: int) -> list[tuple[Parameter, Parameter, Parameter, Parameter]]:
-        return [tuple([vars(self)[name] for name in names]) for names in self._names[layer]]
+    def _weights(self, layer: int) -> list[list[Parameter]]:
+        own = [vars(self)[name] for name in self._names[layer]]
+        return [own[i : i + 4] for i in range(0, len(own), 4)]
 
     def _inference(self, layer: int) -> Callable[..., tuple[Array, ...]]:
         """The op that runs a layer outside the tape, with its weights packed and its biases added: y, h_n, c_n first."""
-        weights = self._weights(layer)
 
         def pack() -> Any:
+            weights = self._weights(layer)
             bias = [ops.add(d[2].data, d[3].data) for d in weights]
             if weights[0][0].packed is not None:
                 w_ih, w_hh = ([d[i].packed for d in weights] for i in (0, 1))
@@ -470,7 +470,7 @@ class LSTM(Module):
             w_ih, w_hh = ([d[i].data for d in weights] for i in (0, 1))
             return functools.partial(ops.lstm, w_ih=w_ih, w_hh=w_hh, bias=bias, packed=ops.pack_lstm(w_ih, w_hh))
 
-        return self._caches[layer].get([w for d in weights for w in d], pack)
+        return self._caches[layer].get([vars(self)[name] for name in self._names[layer]], pack)
 
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""

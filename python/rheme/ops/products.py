@@ -140,8 +140,8 @@ def quantized_embedding(ids: Any, weight: Any) -> Array:
     """ids int64 (...), weight (V, C) from `pack_quantized` -> (..., C). IndexError for an id outside 0..V-1."""
     holder = _holder(weight)
     ids = np.ascontiguousarray(ids, np.int64) if holder is _core else integers(ids, weight.array, "ids", weight.shape[0])
-    y = holder.quantized_embedding(ids=ids.reshape(ids.size), weight=weight)
-    return y.reshape((*ids.shape, y.shape[1]))
+    y = holder.quantized_embedding(ids=ids if ids.ndim == 1 else ids.reshape(ids.size), weight=weight)
+    return y if ids.ndim == 1 else y.reshape((*ids.shape, y.shape[1]))
 
 
 def quantized_lstm(
@@ -201,8 +201,8 @@ def matmul_backward(dy: Array, a: Array, b: Array, transpose_a: bool = False, tr
 def embedding(ids: Any, weight: Array) -> Array:
     """ids int64 (...), weight (V, C) -> (..., C). IndexError for an id outside 0..V-1."""
     ids = integers(ids, weight, "ids", weight.shape[0])
-    y = backend(weight).embedding(ids=ids.reshape(ids.size), weight=contiguous(weight))
-    return y.reshape((*ids.shape, weight.shape[1]))
+    y = backend(weight).embedding(ids=ids if ids.ndim == 1 else ids.reshape(ids.size), weight=contiguous(weight))
+    return y if ids.ndim == 1 else y.reshape((*ids.shape, weight.shape[1]))
 
 
 def embedding_backward(dy: Array, ids: Any, num_embeddings: int, order: Any = None) -> Array:
