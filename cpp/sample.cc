@@ -95,6 +95,20 @@ static long keep_above(const T* x, const T* e, long n, T limit, T* kept_x, T* ke
 RHEME_FN float next_above(float x) { return __builtin_nextafterf(x, 2.0f); }
 RHEME_FN double next_above(double x) { return __builtin_nextafter(x, 2.0); }
 
+// Whether a comparison holds for any lane.
+template <class I>
+RHEME_FN bool any(I lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
+#else
+  bool found = false;
+  for (long j = 0; j < static_cast<long>(sizeof lanes / sizeof lanes[0]); ++j) found |= lanes[j] != 0;
+  return found;
+#endif
+}
+
 template <class T>
 struct Sampler {
   const SampleArgs<T>& a;
@@ -286,12 +300,15 @@ struct Sampler {
   // are padded as keep_above does.
   static void cut(T* x, T* e, long n, long most, uint64_t wanted) {
     const T infinity = T(__builtin_inf());
-    T low = infinity, high = -infinity;
-    for (long i = 0; i < n; ++i) {
-      low = x[i] < low && x[i] > -infinity ? x[i] : low;  // what an earlier cut has dropped is -inf
-      high = x[i] > high ? x[i] : high;
+    V lowest = S::set(infinity);
+    for (long i = 0; i < n; i += S::W) {
+      const V value = S::load(x + i);
+      lowest =
+          S::min(S::select(value > S::set(-infinity), value, S::set(infinity)), lowest);  // -inf: an earlier cut dropped it
     }
-    const T top = high;
+    T low = infinity, high = -infinity;
+    for (long j = 0; j < S::W; ++j) low = lowest[j] < low ? lowest[j] : low;
+    const T top = row_max(x, n);
     high = top + (top - low) + T(1);  // above all; those that reach it are kept, those below `low` are not
     if (!(high > top)) high = infinity;
     uint64_t above = 0;
@@ -313,12 +330,15 @@ struct Sampler {
     }
     Scratch<Entry<T>> entries(2 * within);
     long count = 0;
-    for (long i = 0; i < n; ++i) {
-      if (x[i] >= high) continue;
-      if (x[i] >= low)
-        entries.data[count++] = {x[i], i};
-      else
-        drop(x, e, i);
+    const V floor = S::set(low), ceiling = S::set(high);
+    for (long i = 0; i < n; i += S::W) {
+      const V value = S::load(x + i);
+      const typename S::I kept = value >= floor, open = kept & (value < ceiling);
+      S::store(x + i, S::select(kept, value, S::set(-infinity)));
+      S::store(e + i, S::select(kept, S::load(e + i), S::set(T(0))));
+      if (!any(open)) continue;
+      for (long j = 0; j < min_long(S::W, n - i); ++j)
+        if (open[j]) entries.data[count++] = {value[j], i + j};
     }
     sort_entries(entries.data, count, entries.data + count);
     for (long i = 0; i < count; ++i) {

@@ -475,8 +475,8 @@ class LSTM(Module):
     def forward(self, x: Any, state: State | None = None, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (T, N, I), state (h, c) each (num_layers*R, N, H), lengths (N,), 0..T, in any order -> y (T, N, R*H), (h, c)."""
         if not grad_enabled():
-            bias = self._weights(0)[0][2]  # never stored small
-            given, *before = [F.beside(part, bias).data for part in (x, *(state or ()))]
+            like = vars(self)[self._names[0][2]].data  # a bias: never stored small
+            given, *before = [ops.asarray(p.data if isinstance(p, Tensor) else p, like=like) for p in (x, *(state or ()))]
             y, (h_last, c_last) = self.infer(given, before or None, lengths)
             return Tensor(y), (Tensor(h_last), Tensor(c_last))
         x = F.as_tensor(x)
