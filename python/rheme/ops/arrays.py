@@ -204,16 +204,17 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
             first = x
     if type(first) is not np.ndarray:
         arrays = [asarray(x, like=first) for x in arrays]
-    axis = axis % builtins.max(first.ndim, 1)
-    shape = [*first.shape]
-    shape[axis] = 0
+    ndim = first.ndim
+    axis = axis % builtins.max(ndim, 1)
+    before, behind, total = first.shape[:axis], first.shape[axis + 1 :], 0
     for x in arrays:
         if x.dtype is not first.dtype and x.dtype != first.dtype:
             raise TypeError(f"concat: dtypes {first.dtype} and {x.dtype} differ")
-        size = x.shape[axis] if x.ndim == first.ndim else -1
-        shape[axis] += size
-        if size < 0 or (*first.shape[:axis], size, *first.shape[axis + 1 :]) != x.shape:
-            raise ValueError(f"concat: shapes {first.shape} and {x.shape} differ elsewhere than on axis {axis}")
+        shape = x.shape
+        if x.ndim != ndim or shape[:axis] != before or shape[axis + 1 :] != behind:
+            raise ValueError(f"concat: shapes {first.shape} and {shape} differ elsewhere than on axis {axis}")
+        total += shape[axis]
+    shape = (*before, total, *behind)
     out = empty(shape, first.dtype, first)
     if type(out) is np.ndarray:
         return np.concatenate(arrays, axis, out=out)
