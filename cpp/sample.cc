@@ -129,7 +129,8 @@ struct Sampler {
       if (!finite(z_top))
         id = -1;
       else if (k == a.v && a.top_p >= 1)
-        id = draw_plain(logits, temperature, z_top, a.bits[n]);
+        id = a.min_p > 0 ? draw_plain<true>(logits, temperature, z_top, a.bits[n])
+                         : draw_plain<false>(logits, temperature, z_top, a.bits[n]);
       else
         id = draw_filtered(logits, temperature, z_top, a.bits[n], k);
     }
@@ -141,8 +142,7 @@ struct Sampler {
 
   // exp(z - max z), 0 where the logit is not a number.
   RHEME_FN V exponential(V logit, V temperature, V z_top) {
-    const V e = S::exp(logit / temperature - z_top);
-    return S::select(e == e, e, S::set(T(0)));
+    return S::max(S::exp(logit / temperature - z_top), S::set(T(0)));  // the second where the first is not a number
   }
 
   // Where the running weight of the segments exceeds the point drawn; what is left of the point. -1 where all weigh nothing.
@@ -164,12 +164,13 @@ struct Sampler {
     return static_cast<double>(least) < a.min_p ? next_above(least) : least;
   }
 
+  template <bool MIN_P>
   int64_t draw_plain(const T* logits, T temperature, T z_top, uint64_t bits) const {
     const long segments = ceil_div(a.v, kSegment);
     const V t = S::set(temperature), zt = S::set(z_top), least = S::set(least_exponential()), none = S::set(T(0));
     const auto kept = [=](V logit) __attribute__((always_inline)) {
       const V e = exponential(logit, t, zt);
-      return S::select(e < least, none, e);
+      return MIN_P ? S::select(e < least, none, e) : e;
     };
     Scratch<uint64_t> weights(segments);
     for (long s = 0; s < segments; ++s) {
