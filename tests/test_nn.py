@@ -323,7 +323,7 @@ def test_lstm_says_what_shape_it_wants() -> None:
     lstm = nn.LSTM(3, 4, 2)
     with pytest.raises(ValueError, match=r"x: expected shape \(T, N, 3\)"):
         lstm(np.ones((2, 3), np.float32))
-    with pytest.raises(ValueError, match=r"expected h of shape \(2, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"expected h and c of shape \(2, 1, 4\)"):
         lstm(np.ones((2, 1, 3), np.float32), (np.ones((1, 1, 4), np.float32),) * 2)
     with pytest.raises(InputError, match="at least 1"):
         nn.LSTM(3, 0)

@@ -284,8 +284,8 @@ class _PackCache:
 
     def get(self, parameters: Sequence[Parameter], pack: Callable[[], Any]) -> Any:
         if len(self._key) == len(parameters):
-            for parameter, (data, version) in zip(parameters, self._key, strict=True):
-                if parameter._array is not data or parameter.version != version:
+            for parameter, (array, version) in zip(parameters, self._key, strict=True):
+                if parameter.version != version or parameter._array is not array:
                     break
             else:
                 return self._packed
@@ -519,9 +519,8 @@ class LSTM(Module):
         if len(shape) != 3 or shape[2] != self.input_size:
             raise ValueError(f"x: expected shape (T, N, {self.input_size}), got {shape}")
         wanted = (self.num_layers * self.num_directions, shape[1], self.hidden_size)
-        for name, start in zip("hc", state or (), strict=False):
-            if start.shape != wanted:
-                raise ValueError(f"state: expected {name} of shape {wanted}, got {start.shape}")
+        if state is not None and not state[0].shape == state[1].shape == wanted:
+            raise ValueError(f"state: expected h and c of shape {wanted}, got {state[0].shape} and {state[1].shape}")
 
     @classmethod
     def from_keras(cls, kernel: Any, recurrent_kernel: Any, bias: Any) -> "LSTM":
