@@ -247,12 +247,17 @@ def test_train_and_use(capsys: Captured, data: Path, tmp_path: Path) -> None:
         "--init",
         str(out),
     ]
-    assert main([*command, "--set", "train.max_epochs=1", "--valid-share", "0.2"]) == 0
+    settings = ["--set", "train.max_epochs=1", "--set", "task.model.dropout=0.3"]
+    assert main([*command, *settings, "--valid-share", "0.2"]) == 0
+    models = [json.loads((folder / "config.json").read_text())["config"]["model"] for folder in (out, tuned)]
+    assert models[1] == {**models[0], "dropout": 0.3}
     assert (tuned / "tokenizer.model").read_bytes() == (out / "tokenizer.model").read_bytes()
     assert (tuned / "valid.tsv").read_text().startswith("The ")
     capsys.readouterr()
     command = [*command[:-3], str(tmp_path / "o"), "--init", str(out)]
     assert "task.vocab_size cannot be changed" in fails(capsys, 2, *command, "--set", "task.vocab_size=99")
+    message = fails(capsys, 2, *command, "--set", "task.model.decoder_size=99")
+    assert "task.model.decoder_size cannot be changed to 99" in message
 
 
 def test_a_validation_file_of_ones_own(capsys: Captured, data: Path, tmp_path: Path) -> None:

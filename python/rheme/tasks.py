@@ -86,6 +86,7 @@ class Task:
     suffix: ClassVar[str] = ".tsv"  # of the files that write_examples writes
     sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
     adaptable: ClassVar[tuple[str, ...]] = ()  # settings that a training from another model does not take from it
+    tunable: ClassVar[tuple[str, ...]] = ()  # and those that it takes unless they are given anew, such as model.dropout
     training: ClassVar[Mapping[str, Any]] = {}  # settings of training that suit the task, where none are given
     valid_share: ClassVar[float] = 0.02  # of the examples, to validate on where no file is given
     pipeline_tag: ClassVar[str] = ""  # the hub's name for this kind of task, for the model card

@@ -138,18 +138,28 @@ def _table_of(name: str, cls: type[Task]) -> str:
 def _start_from(
     cls: type[Task], init: str | Path, settings: Mapping[str, Any], fields: Sequence[str] | None
 ) -> tuple[Task, Sequence[str] | None]:
-    """The task of the model to fine-tune, and the order of the file's columns. Its config stays, but for what is adaptable."""
+    """The task of the model to fine-tune, its config as it was but for what is adaptable or tunable, and the columns' order."""
     wanted = msgspec.to_builtins(configure(cls.Config, settings, "task"))
     languages = wanted.get("languages") if "languages" in settings else None
     if str(init) == "bundled":
         init = find_bundled(cls.name, **({"from_": languages[0], "to": languages[1]} if languages else {}))
     instance = cls.restore(init)
     has = msgspec.to_builtins(instance.config)
-    for name in settings:
-        if name == "languages" and sorted(wanted[name]) == sorted(has[name]):
-            fields = fields or (wanted[name] if wanted[name] != has[name] else None)
-        elif name not in cls.adaptable and wanted[name] != has[name]:
-            raise InputError(f"task.{name} cannot be changed to {wanted[name]}: the model in {init} has {has[name]}")
+
+    def tune(config: msgspec.Struct, given: Mapping[str, Any], wanted: Any, has: Any, above: str = "") -> None:
+        for name, value in given.items():
+            part, path = getattr(config, name), above + name
+            if isinstance(part, msgspec.Struct) and isinstance(value, Mapping):
+                tune(part, value, wanted[name], has[name], f"{path}.")
+            elif path in cls.tunable:
+                setattr(config, name, wanted[name])
+            elif wanted[name] != has[name]:
+                raise InputError(f"task.{path} cannot be changed to {wanted[name]}: the model in {init} has {has[name]}")
+
+    fixed = {name: value for name, value in settings.items() if name not in cls.adaptable}
+    if languages and sorted(languages) == sorted(has["languages"]):
+        fields = fields or (languages if fixed.pop("languages") != has["languages"] else None)
+    tune(instance.config, fixed, wanted, has)
     for name in cls.adaptable:  # a table keeps what is not given anew; anything else is what was given, or the default
         table = isinstance(has[name], Mapping) and isinstance(getattr(instance.config, name), msgspec.Struct)
         value = {**has[name], **settings.get(name, {})} if table else wanted[name]

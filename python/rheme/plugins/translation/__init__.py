@@ -86,6 +86,13 @@ class Translation(Task):
     Config: ClassVar[type[msgspec.Struct]] = TranslationConfig
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
     sides: ClassVar[int] = 2
+    tunable: ClassVar[tuple[str, ...]] = (
+        "subword_dropout",
+        "whole_sentences",
+        "entities",
+        "model.dropout",
+        "model.label_smoothing",
+    )
     pipeline_tag: ClassVar[str] = "translation"
     pipeline_key: ClassVar[str] = "translation_text"
 
@@ -151,6 +158,12 @@ class Translation(Task):
         self.config.entities = sum(bool(ENTITY.search(text)) for text in texts) > 0.001 * len(texts)
         self.learn_forms(examples)
         self.build()
+
+    def adapt(self, examples: Sequence[tuple[str, str]]) -> None:
+        """The same weights, in a model of the settings that were given anew."""
+        weights = self.model.state_dict()
+        self.build()
+        self.model.load_state_dict(weights)
 
     def learn_forms(self, examples: Sequence[tuple[str, str]]) -> None:
         """Fill in what the config keeps of the languages themselves: `stand_ins` and `profiles`."""
