@@ -338,6 +338,15 @@ def test_entities_are_words_where_training_saw_them() -> None:
     assert "&apos;" in [part.text for part in task._cutter.parts("it &apos;s big")]
 
 
+def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
+    options = {"to": "fr", "num_beams": 1, "do_sample": True, "max_new_tokens": 40}
+    for seed in range(3):
+        answer = translator("The cat is 1,234.50 big.", num_return_sequences=2, seed=seed, **options)
+        assert all("1,234.50" in text for text in [answer.text, *(other.text for other in answer.alternatives)])
+    with pytest.raises(InputError, match="leave do_sample out"):
+        translator("The cat is big.", require=["chat"], **options)
+
+
 def test_stand_ins_are_names_that_both_sides_share() -> None:
     pairs = [("Tom met Mary.", "Tom rencontra Marie."), ("Boston is big.", "Boston est grand.")] * 70 + [
         ("The end.", "La fin.")
