@@ -17,11 +17,21 @@ from rheme.decoding.options import GenerationOptions
 from rheme.decoding.paths import Hypothesis, Model, Path, State, guard, loop
 from rheme.errors import InputError
 
-__all__ = ["Constraints", "Forbidden", "GenerationOptions", "Hypothesis", "Model", "State", "Stopped", "generate"]
+__all__ = [
+    "REQUIRED_BEAMS",
+    "Constraints",
+    "Forbidden",
+    "GenerationOptions",
+    "Hypothesis",
+    "Model",
+    "State",
+    "Stopped",
+    "generate",
+]
 
 # The Philox stream of a sampled sequence is this, plus 2^20 times the caller's number for the input, plus the sequence's index.
 _SAMPLE_STREAM = 1 << 42
-_REQUIRED_BEAMS = 4  # of the search for an input with required texts, where one path was asked for
+REQUIRED_BEAMS = 4  # of the search for an input with required texts, where one path was asked for
 
 
 def generate(
@@ -47,7 +57,7 @@ def generate(
         if options.do_sample:
             raise InputError("required texts need a beam search: leave do_sample out")
         answers: list[list[Hypothesis]] = [[] for _ in range(batch_size)]
-        for bound, beams in ((True, _REQUIRED_BEAMS), (False, 1)):
+        for bound, beams in ((True, REQUIRED_BEAMS), (False, 1)):
             rows = [row for row in range(batch_size) if bool(required[row]) == bound]
             if rows:
                 few = msgspec.structs.replace(options, num_beams=beams)

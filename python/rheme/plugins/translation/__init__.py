@@ -36,7 +36,6 @@ Hypotheses = list[decoding.Hypothesis]
 Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, source pieces, target pieces
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
-_BOUND_BEAMS = 4  # where a sampled text has to be written again
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 
@@ -356,7 +355,7 @@ class Translation(Task):
         # What does not hold all that it must is written again, bound to it and therefore by a beam search; where even then a
         # stand-in does not stand just once, its sentence is translated in pieces around what it stands for.
         if settings.do_sample:
-            beams = max(_BOUND_BEAMS, settings.num_return_sequences)
+            beams = max(decoding.REQUIRED_BEAMS, settings.num_return_sequences)
             settings = msgspec.structs.replace(settings, do_sample=False, num_beams=beams)
         found = self._decode(rows, target, settings, self._kept(rows, found), bound=True)
         kept = self._kept(rows, found)
