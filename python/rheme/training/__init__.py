@@ -41,10 +41,10 @@ def train(
 
     `out` gets config.json, model.safetensors and the rest of a model folder, metrics.jsonl (a line per window of steps and per
     validation) and training.json (the settings, resolved). resume: go on from the last checkpoint in `out`, to the very
-    weights an uninterrupted run gives; examples and settings must be the same. finish: end it at that
-    checkpoint instead, with the best weights so far. init: a model folder to fine-tune. echo: gets
-    each line that is told; by default a progress bar on a terminal, else lines on stderr. card: for the model card.
-    device: "cpu" or "cuda"; a checkpoint of one can be resumed on the other.
+    weights an uninterrupted run gives; examples and settings must be the same. finish: end it at that checkpoint instead, with
+    the best weights so far. init: a model folder to fine-tune. echo: gets each line that is told; by default a progress bar on
+    a terminal, else lines on stderr. card: for the model card. device: "cpu" or "cuda"; a checkpoint of one can be resumed on
+    the other.
 
     The weights kept are those of the best validation loss (the average's, with ema_decay), or the last without validation
     examples. Raises InputError for an unusable folder, a full disk or other settings than those of the run to resume,
