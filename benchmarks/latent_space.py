@@ -6,8 +6,9 @@ train: the model's own training text; valid: sentences held out of it (one half 
 on); other: text of another kind, one a line (the last column of a TSV), cut into sentences.
 
 Printed, as JSON: how well sentences are reconstructed; nats a word, under the trigram model, of real sentences, of mixtures in
-the middle of their way, of samples and of shuffled words; how many statements the direction from statements to questions turns
-into questions, by a TF-IDF classifier that sees no question mark, and what they keep of their words; the confidence's AUROC.
+the middle of their way, of samples and of shuffled words; how many sentences a direction gives an attribute (statements to
+questions, and others told by simple rules), by a TF-IDF classifier that sees no mark at the end, and what they keep of their
+words, with and without a search that keeps them; the confidence's AUROC.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 
 import rheme
 from rheme.text import readers
+from rheme.transfer import KEEP
 
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
@@ -88,6 +90,63 @@ def sentences(path: str, count: int) -> list[str]:
     return found[:count]
 
 
+QUESTION = r"\?$"
+NOT = r"(?i:\b(?:not|never|cannot|no|nobody|nothing|\w+n't)\b)"
+PAST = r"(?i:\b(?:was|were|did|had|went|came|said|told|made|took|got|saw|gave|thought|knew|wasn't|weren't|didn't|\w{2,}ed)\b)"
+PRESENT = r"(?i:\b(?:is|are|am|has|does|do|don't|doesn't|isn't|aren't|\w+'s|\w+'re|\w+'m)\b)"
+FUTURE = r"(?i:\b(?:will|won't|\w+'ll|going to)\b)"
+# What a sentence without the attribute holds and does not hold, and one with it: all of them statements but for the questions.
+ATTRIBUTES = {
+    "statements to questions": ((r"\.$", QUESTION), (QUESTION, r"\.$")),
+    "affirmed to denied": ((r"\.$", NOT), (rf"{NOT}.*\.$", QUESTION)),
+    "present to past": ((rf"{PRESENT}.*\.$", rf"{PAST}|{FUTURE}"), (rf"{PAST}.*\.$", rf"{PRESENT}|{FUTURE}")),
+    "I to he or she": ((r"^I\b.*\.$", r"\b(?:[Hh]e|[Ss]he)\b"), (r"^(?:He|She)\b.*\.$", r"\bI\b")),
+}
+
+
+def matching(texts: list[str], holds: str, lacks: str) -> list[str]:
+    return [text for text in texts if re.search(holds, text) and not re.search(lacks, text)]
+
+
+def transfer(
+    latent: Any,
+    language_model: Trigram,
+    train: list[str],
+    some: list[str],
+    without: tuple[str, str],
+    with_: tuple[str, str],
+    every_keep: bool,
+) -> dict[str, Any]:
+    """Sentences without an attribute moved to it, judged by a TF-IDF classifier that sees no mark at the end."""
+    told, asked = (matching(train, *rule)[:4000] for rule in (without, with_))
+    bare = [text.rstrip("?.!") for text in (*asked, *told)]
+    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), LogisticRegression(max_iter=500))
+    classifier.fit(bare, [1] * len(asked) + [0] * len(told))
+
+    def share(texts: list[str]) -> float:
+        return float(np.mean(classifier.predict([text.rstrip("?.!") for text in texts])))
+
+    held, others = matching(some, *without)[:200], matching(some, *with_)
+    direction = latent.direction(told[:2000], asked[:2000])
+    right = len(held) * (1 - share(held)) + len(others) * share(others)
+    figures: dict[str, Any] = {"classifier, accuracy": right / (len(held) + len(others)), "sentences": len(held), "moved": {}}
+    rows = [(0.0, 1.0), (0.0, 1.5), (0.0, 2.0), (KEEP, 1.0), (KEEP, 1.5)]
+    if every_keep:
+        rows += [(0.0, 0.0), (0.0, 0.5), (1.0, 1.0), (5.0, 1.0)]
+    for keep, strength in rows:
+        moved = latent.shift(held, direction, strength, keep)
+        figures["moved"][f"keep {keep:g}, strength {strength:g}"] = {
+            "share": share(moved),
+            "F1 of words kept": float(np.mean([overlap(a, b) for a, b in zip(held, moved, strict=True)])),
+            "without marks": float(
+                np.mean([overlap(*(re.sub(r"[.?!,]", "", t) for t in p)) for p in zip(held, moved, strict=True)])
+            ),
+            "nats a word": language_model.nats(moved),
+            "such as": dict(list(zip(held, moved, strict=True))[:: max(1, len(held) // 8)]),
+        }
+    return figures
+
+
 def judge(task: Any, train: list[str], valid: list[str], other: list[str]) -> dict[str, Any]:
     rng = random.Random(0)
     calibrating, measured = valid[::2], valid[1::2]
@@ -125,26 +184,10 @@ def judge(task: Any, train: list[str], valid: list[str], other: list[str]) -> di
     }
     figures["different sentences of 7 on a way"] = float(np.mean(distinct))
 
-    # an attribute: from statements to questions
-    asked = [text for text in train if text.endswith("?")][:4000]
-    told = [text for text in train if text.endswith(".")][:4000]
-    bare = [text.rstrip("?.!") for text in (*asked, *told)]
-    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), LogisticRegression(max_iter=500))
-    classifier.fit(bare, [1] * len(asked) + [0] * len(told))
-    held = [text for text in some if text.endswith(".")][:200]
-    questions = [text for text in some if text.endswith("?")]
-    figures["classifier, accuracy"] = float(
-        np.mean(classifier.predict([t.rstrip("?.!") for t in (*held, *questions)]) == [0] * len(held) + [1] * len(questions))
-    )
-    direction = latent.direction(told[:2000], asked[:2000])
-    figures["questions after the move"] = {}
-    for strength in (0.0, 0.5, 1.0, 1.5, 2.0):
-        moved = latent.shift(held, direction, strength)
-        figures["questions after the move"][f"{strength:g}"] = {
-            "share": float(np.mean(classifier.predict([text.rstrip("?.!") for text in moved]))),
-            "F1 of words kept": float(np.mean([overlap(a, b) for a, b in zip(held, moved, strict=True)])),
-            "nats a word": judge_.nats(moved),
-        }
+    figures["attributes"] = {
+        name: transfer(latent, judge_, train, some, *rules, every_keep=name == "statements to questions")
+        for name, rules in ATTRIBUTES.items()
+    }
     figures["copies of 1000 samples"] = task.copies(train)
     return figures
 

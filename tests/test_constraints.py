@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rheme.decoding import Constraints, GenerationOptions, Hypothesis, generate
-from rheme.decoding.constraints import Forbidden, Progress, Required, Way
+from rheme.decoding.constraints import Favoured, Forbidden, Progress, Required, Way
 from rheme.errors import InputError
 from rheme.text.tokenizer import Tokenizer
 
@@ -328,3 +329,46 @@ def test_the_coverage_penalty_wants_the_source_read() -> None:
     [found] = generate(Reader(), Reader.State(np.zeros(1, np.int64)), 1, options, 0, 1)
     [lazy] = [h for h in found if h.ids == [2]]
     assert lazy.normalized_score == pytest.approx(lazy.score / 2 + 0.5 * np.log(0.02), rel=1e-5)
+
+
+# Favoured -------------------------------------------------------------------------------------------------------------------
+
+
+def test_favoured_words_gain_as_often_as_the_source_has_them(tokenizer: Tokenizer) -> None:
+    source = tokenizer.encode(["The cat and the CAT, 北京 ☂!"])[0]
+    favoured = Favoured(source, 2.0, tokenizer)
+    spelt = [surface.lower() for surface in tokenizer.surfaces]
+    words = [any(char.isalnum() or char == "\ufffd" for char in text.decode("utf-8", "replace")) for text in spelt]
+    assert any(tokenizer.is_byte(index) for index in source)
+    for written in ([], source[:3], source, [*source, *source], tokenizer.encode(["The the the cats"])[0]):
+        left = Counter(spelt[index] for index in source)
+        left.subtract(spelt[index] for index in written)
+        expected = [index for index, text in enumerate(spelt) if words[index] and left[text] > 0]
+        assert sorted(favoured.gaining(written)) == expected
+    assert favoured.gaining(source) == []
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_what_a_bonus_does_to_a_search(tokenizer: Tokenizer, beams: int) -> None:
+    """Each input has its own; the scores of a beam search are the model's and the bonus of each piece."""
+    model = Writer(len(tokenizer), tokenizer.eos_id)
+    sources = tokenizer.encode(["The cat sat on the mat.", "The old man and the sea."])
+    free = Constraints(forbid=tokenizer.unwritable)
+    options = {"num_beams": beams, "max_new_tokens": 20, "length_penalty": 0.0}
+
+    def run(rows: Sequence[int], bonus: float) -> list[Hypothesis]:
+        bound = free.favouring([Favoured(sources[row], bonus, tokenizer) for row in rows])
+        return [best for best, *_ in write(model, rows, tokenizer, bound, **options)]
+
+    both = run([0, 1], 6.0)
+    assert both == [run([0], 6.0)[0], run([1], 6.0)[0]]
+    assert run([0, 1], 0.0) == [best for best, *_ in write(model, [0, 1], tokenizer, free, **options)]
+    for row, best in enumerate(both):
+        bonus = Favoured(sources[row], 6.0, tokenizer)
+        gained = sum(index in bonus.gaining(best.ids[:place]) for place, index in enumerate(best.ids))
+        assert gained >= 5, tokenizer.decode([best.ids])
+        total, ends = 0.0, [tokenizer.eos_id] * best.finished
+        for place, index in enumerate([*best.ids, *ends]):
+            logits = model.row(row, (tokenizer.bos_id, *best.ids[:place])).astype(np.float64)
+            total += logits[index] - np.log(np.exp(logits).sum())
+        assert best.score == pytest.approx(total + 6.0 * gained * (beams > 1), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import rheme
-from rheme import evaluation, latent, nn, tasks
+from rheme import evaluation, latent, nn, tasks, transfer
 from rheme.cli import main
 from rheme.errors import InputError
 
@@ -103,10 +104,86 @@ def test_direction_and_shift(space: Any) -> None:
     direction = space.direction(TEXTS[:4], TEXTS[4:])
     mu, _ = space.encode(TEXTS)
     np.testing.assert_allclose(direction, mu[4:].mean(axis=0) - mu[:4].mean(axis=0), rtol=1e-5, atol=1e-6)
-    assert space.shift(TEXTS[:2], direction, 0.0) == space.decode(mu[:2])
-    assert space.shift(TEXTS[:2], direction, 2.0) == space.decode(mu[:2] + 2 * direction)
+    assert space.shift(TEXTS[:2], direction, 0.0, keep=0) == space.decode(mu[:2])
+    assert space.shift(TEXTS[:2], direction, 2.0, keep=0) == space.decode(mu[:2] + 2 * direction)
     with pytest.raises(InputError, match="no texts to go to"):
         space.direction(TEXTS, [])
+
+
+def test_a_shift_that_keeps_words(space: Any) -> None:
+    direction = space.direction(TEXTS[:4], TEXTS[4:])
+    whole = space.shift(TEXTS[:3], direction, -1.5)
+    assert whole == [space.shift([text], direction, -1.5)[0] for text in TEXTS[:3]], "a function of the text alone"
+    search = transfer.Transfer(space.task, direction, 1.0, {})
+    bags = [
+        [search._words(ids) for ids in space.task.tokenizer.encode(t)] for t in (TEXTS, space.shift(TEXTS, direction, keep=1e6))
+    ]
+    assert bags[0] == bags[1], "nothing is worth a word lost"
+    assert "cat" not in " ".join(space.shift(TEXTS[:2], direction, keep=100, forbid="cat", max_new_tokens=6)).lower()
+    assert space.shift(TEXTS[:1], direction, do_sample=True, seed=1) == space.shift(
+        TEXTS[:1], direction, do_sample=True, seed=1
+    )
+    assert len(space.shift(["A longer 词 and 😀, " * 30], direction)) == 1
+    for message, wrong in (
+        ("keep = -1", {"keep": -1}),
+        ("keep = nan", {"keep": math.nan}),
+        ("strength", {"strength": math.inf}),
+        ("have 4 numbers", {"direction": direction[:2]}),
+        ("finite", {"direction": [math.nan] * 4}),
+        ("4 numbers", {"direction": ["x"] * 4}),
+        ("empty", {"texts": [" "]}),
+        ("num_beams", {"num_beam": 2}),
+    ):
+        with pytest.raises(InputError, match=message):
+            space.shift(**{"texts": TEXTS[:1], "direction": direction} | wrong)
+
+
+def test_what_a_transfer_ranks_by(space: Any) -> None:
+    """ELBO, words kept and evidence of every candidate, from teacher-forced logits in float64."""
+    model, tokenizer = space.task.model, space.task.tokenizer
+    move = (3 * space.direction(TEXTS[:4], TEXTS[4:])).astype(np.float32)
+    search = transfer.Transfer(space.task, move, 1.5, {})
+    search._asked = 100.0  # so that evidence counts
+    texts = ["The cat sees the girl.", "the king Sees the cat?", "A cat!", "?", "the the cat"]
+    items = [tuple(ids) for ids in tokenizer.encode(texts)]
+    found: dict[Any, Any] = {}
+    search._rank(items, search._words(items[0]), found)
+    surfaces = [surface.decode("utf-8", "replace").lower() for surface in tokenizer.surfaces]
+    pieces = [Counter(surfaces[i] for i in ids if any(char.isalnum() for char in surfaces[i])) for ids in items]
+    for ids, words in zip(items, pieces, strict=True):
+        read, wanted = np.array([[tokenizer.bos_id, *ids]]).T, [*ids, tokenizer.eos_id]
+
+        def costs(z: np.ndarray, read: np.ndarray = read, wanted: list[int] = wanted) -> np.ndarray:
+            logits = model.logits(read, z[None]).astype(np.float64)[:, 0]
+            return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(wanted)), wanted]
+
+        mu, logvar = (array[0].astype(np.float64) for array in model.encode(np.array([wanted]).T))
+        elbo = -costs(mu.astype(np.float32)).sum() - 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum()
+        spelt = np.array([any(char.isalnum() for char in surfaces[i]) for i in wanted])
+        evidence = ((costs(-move / 2) - costs(move / 2)) * spelt).sum()
+        kept = 2 * (pieces[0] & words).total() / (pieces[0].total() + words.total())
+        expected = elbo / len(wanted) + 1.5 * kept + 0.25 * (evidence - 100)
+        assert found[ids].score == pytest.approx(expected, rel=2e-5)
+    assert found[items[0]].mu.tobytes() == space.encode(texts[:1])[0][0].tobytes()
+
+
+def test_statements_to_questions_in_their_words() -> None:
+    """The bundled model does on a handful what the figures of benchmarks/RESULTS.md say."""
+    space: Any = rheme.load("generation").latent
+    told = (
+        "I like this book.|He is at home.|Tom can swim.|We need a car.|It is too late.|She was here.|They have a dog.|I work."
+    )
+    asked = "Do you like music?|Is he here?|Can you help me?|Do you need money?|Where is it?|What did she say?|Who has it?|Why?"
+    direction = space.direction(told.split("|"), asked.split("|"))
+    texts = ["I must leave.", "I feel safe here.", "This car is mine.", "Tom has three kids."]
+    moved = space.shift(texts, direction)
+    assert all(text.endswith("?") for text in moved)
+
+    def kept(written: list[str]) -> int:
+        return sum(len(set(a.lower()[:-1].split()) & set(b.lower()[:-1].split())) for a, b in zip(texts, written, strict=True))
+
+    assert kept(moved) >= 9  # of 15; measured: 11
+    assert kept(moved) > kept(space.shift(texts, direction, 1.5, keep=0))
 
 
 def test_mix_and_walk(space: Any) -> None:
@@ -186,6 +263,11 @@ def test_verbs(folder: Path, space: Any, tmp_path: Path, capsys: pytest.CaptureF
     direction = json.loads(run(capsys, "latent", "direction", "--from", a, "--to", b, *model)[0])
     shifted = run(capsys, "latent", "direction", "--from", a, "--to", b, "--strength", "2", TEXTS[0], *model)
     assert shifted == space.shift(TEXTS[:1], direction, 2.0)
+    plain = run(
+        capsys, "latent", "direction", "--from", a, "--to", b, "--strength", "2", "--keep", "0", "--json", TEXTS[0], *model
+    )
+    moved = space.shift(TEXTS[:1], direction, 2.0, keep=0)[0]
+    assert [json.loads(line) for line in plain] == [{"text": moved, "source": TEXTS[0]}]
     scored = [json.loads(line) for line in run(capsys, "latent", "score", "--json", *TEXTS[:3], *model)]
     assert {"nats", "tokens", "score"} <= set(scored[0])
 
@@ -207,6 +289,8 @@ def test_a_map(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["neighbours", "Hello.", "--in", "missing.txt"], "missing.txt"),
         (["decode", "codes.jsonl"], "codes.jsonl:1"),
         (["mix", "a"], "Missing argument"),
+        (["direction", "--from", "texts.txt", "--to", "texts.txt", "--keep", "-1", "A."], "keep = -1.0: must be at least 0"),
+        (["direction", "--from", "texts.txt", "--to", "texts.txt", "--keep", "much", "A."], "--keep"),
     ],
 )
 def test_bad_input(
@@ -219,6 +303,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "codes.jsonl").write_text('{"text": "no code"}\n')
+    (tmp_path / "texts.txt").write_text("Hello.\n")
     assert main(["latent", *arguments, "--model", str(folder)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("rheme: ")

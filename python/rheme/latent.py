@@ -1,7 +1,8 @@
 """The latent space of a text VAE: sentences to codes and back, and what can be done with codes in between.
 
 A `LatentSpace` stands on a task that has a `model` (`encode`: ids to mu and logvar), a `tokenizer` and `decode` (codes to
-sentences). Sums over codes go through `ops`, so that all of it has the same bits everywhere.
+sentences); `shift` also writes with the model itself. Sums over codes go through `ops`, so that all of it has the same bits
+everywhere.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rheme import ops, pictures
+from rheme import ops, pictures, transfer
 from rheme.errors import InputError
 from rheme.text.batches import length_batches, pad
 
@@ -111,15 +112,37 @@ class LatentSpace:
             means.append(ops.mean(self.encode(texts)[0], axis=0))
         return ops.sub(means[1], means[0])
 
-    def shift(self, texts: Sequence[str], direction: Any, strength: float = 1.0, **options: Any) -> list[str]:
-        """Each text's sentence with its code moved along a direction."""
+    def shift(
+        self, texts: Sequence[str], direction: Any, strength: float = 1.0, keep: float = transfer.KEEP, **options: Any
+    ) -> list[str]:
+        """Each text changed along a direction, such as to a question, with as many of its words as can be.
+
+        strength: how far along the direction, which leads from mean to mean; below 0 the other way. keep: nats a piece that all
+        the words kept are worth against none of them, in a search among sentences (`rheme.transfer`). With keep 0 there is no
+        search: the moved code alone is decoded, which soon says something else altogether. options: as for generating.
+        """
         if not math.isfinite(strength):
             raise InputError(f"strength = {strength}: must be finite")
+        if not 0 <= keep < math.inf:
+            raise InputError(f"keep = {keep}: must be at least 0 (0: decode the moved code alone) and finite")
         mu, _ = self.encode(texts)
-        move = np.asarray(direction, mu.dtype)
+        try:
+            move = np.asarray(direction, mu.dtype)
+        except (TypeError, ValueError):
+            raise InputError(f"a direction must be {self.size} numbers") from None
         if move.shape != (self.size,):
             raise InputError(f"a direction of shape {move.shape}: this model's have {self.size} numbers")
-        return self.decode(ops.add(mu, ops.mul(move, strength)), **options)
+        move = ops.mul(move, strength)
+        if not np.isfinite(move).all():
+            raise InputError("a direction must hold finite numbers only")
+        if not keep:
+            return self.decode(ops.add(mu, move), **options)
+        rewrite = transfer.Transfer(self.task, move, keep, options)
+        found = [rewrite(text, code) for text, code in zip(texts, mu, strict=True)]
+        return [
+            self.decode(ops.add(code, move), **options)[0] if written is None else written
+            for written, code in zip(found, mu, strict=True)
+        ]
 
     # A picture --------------------------------------------------------------------------------------------------------------
 

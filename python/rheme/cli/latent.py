@@ -164,26 +164,29 @@ def neighbours(
 @click.option("--from", "from_file", required=True, metavar="FILE", help="Texts without the attribute, one a line.")
 @click.option("--to", "to_file", required=True, metavar="FILE", help="Texts with it, one a line.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="How far; 1: from mean to mean.")
+@click.option("--keep", type=float, help="What keeping the words is worth, in nats a piece; 0: decode the moved code alone.")
 @model_options
 def direction(
     texts: tuple[str, ...],
     from_file: str,
     to_file: str,
     strength: float,
+    keep: float | None,
     model: str | None,
     as_json: bool,
     device: str,
     threads: int | None,
 ) -> None:
-    """An attribute as a direction, from two files: printed, or applied to texts."""
+    """An attribute as a direction, from two files: printed, or applied to texts, whose words are kept."""
     files = _lines(from_file), _lines(to_file)
     rows = list(inputs(texts)) if texts else []
     space = _space(model, threads, device)
     found = space.direction(*files)
+    given = {} if keep is None else {"keep": keep}
     if not texts:
         click.echo(json.dumps(_plain(found)))
     for batch in rows:
-        for text, written in zip(batch, space.shift(batch, found, strength), strict=True):
+        for text, written in zip(batch, space.shift(batch, found, strength, **given), strict=True):
             _say(as_json, written, **({"source": text} if as_json else {}))
 
 

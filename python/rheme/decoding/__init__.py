@@ -12,7 +12,7 @@ import numpy as np
 
 from rheme import nn, ops
 from rheme.decoding.beam import beam_search
-from rheme.decoding.constraints import Constraints, Forbidden, Stopped
+from rheme.decoding.constraints import Constraints, Favoured, Forbidden, Stopped, word_kinds
 from rheme.decoding.options import GenerationOptions
 from rheme.decoding.paths import Hypothesis, Model, Path, State, guard, loop
 from rheme.errors import InputError
@@ -20,6 +20,7 @@ from rheme.errors import InputError
 __all__ = [
     "REQUIRED_BEAMS",
     "Constraints",
+    "Favoured",
     "Forbidden",
     "GenerationOptions",
     "Hypothesis",
@@ -27,6 +28,7 @@ __all__ = [
     "State",
     "Stopped",
     "generate",
+    "word_kinds",
 ]
 
 # The Philox stream of a sampled sequence is this, plus 2^20 times the caller's number for the input, plus the sequence's index.

@@ -5,6 +5,7 @@ around them. Required texts are sequences of pieces; the beam search makes room 
 """
 
 import codecs
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -247,6 +248,35 @@ class Progress:
         return Progress(self.texts, self.words, self.done | whole, **rest)  # type: ignore[arg-type]
 
 
+@lru_cache(maxsize=16)
+def word_kinds(surfaces: tuple[bytes, ...]) -> tuple[str | None, ...]:
+    """For each id what it spells, in lower case, and None where that holds no letter or digit. A byte of a character is one."""
+    spelt = [surface.decode("utf-8", "surrogateescape").casefold() for surface in surfaces]
+    return tuple(text if any(char.isalnum() or "\udc80" <= char <= "\udcff" for char in text) else None for text in spelt)
+
+
+class Favoured:
+    """Words of a source that a text gains by writing: `bonus` nats for each of their pieces, as often as the source has it.
+
+    Pieces that differ in case alone count as one, those without a letter or digit do not count. The bonus is part of the scores
+    that a search ranks by and returns.
+    """
+
+    def __init__(self, source: Sequence[int], bonus: float, tokenizer: Tokenizer) -> None:
+        self.bonus = bonus
+        self._kinds = word_kinds(tuple(tokenizer.surfaces))
+        self._counts = Counter(kind for kind in (self._kinds[index] for index in source) if kind is not None)
+        self._ids: dict[str, list[int]] = {kind: [] for kind in self._counts}
+        for index, kind in enumerate(self._kinds):
+            if kind in self._ids:
+                self._ids[kind].append(index)
+
+    def gaining(self, ids: Sequence[int]) -> list[int]:
+        """The ids that gain the bonus after these."""
+        left = self._counts - Counter(kind for kind in (self._kinds[index] for index in ids) if kind is not None)
+        return [index for kind in left for index in self._ids[kind]]
+
+
 @dataclass(frozen=True)
 class Constraints:
     """What a text must keep to.
@@ -254,7 +284,8 @@ class Constraints:
     forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
     option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
     not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
-    go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits.
+    go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits. favoured: per
+    input, the words that its text gains by writing.
     """
 
     forbid: Sequence[int] = ()
@@ -265,12 +296,19 @@ class Constraints:
     require: Sequence[Progress | None] | None = None
     joins: NDArray[np.int64] | None = None
     repeatable: frozenset[int] = frozenset()
+    favoured: Sequence[Favoured] | None = None
 
     def of_rows(self, rows: Sequence[int]) -> "Constraints":
         """The constraints of some inputs."""
-        some = [None if values is None else [values[row] for row in rows] for values in (self.prefixes, self.require)]
+        each = self.prefixes, self.require, self.favoured
+        some = [None if values is None else [values[row] for row in rows] for values in each]
         limits = None if self.max_new_tokens is None else [self.max_new_tokens[row] for row in rows]
-        return replace(self, prefixes=some[0], require=some[1], max_new_tokens=limits)  # type: ignore[arg-type]
+        bound = {"prefixes": some[0], "require": some[1], "favoured": some[2]}
+        return replace(self, max_new_tokens=limits, **bound)  # type: ignore[arg-type]
+
+    def favouring(self, favoured: Sequence[Favoured]) -> "Constraints":
+        """With words that the text of each input gains by writing."""
+        return replace(self, favoured=favoured)
 
     @classmethod
     def of_texts(

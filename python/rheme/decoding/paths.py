@@ -122,7 +122,12 @@ def coverage(covered: Array, kind: str = "all") -> float:
 
 
 def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, constraints: Constraints, eos: int) -> None:
-    """Lower or forbid (-inf) entries of scores F (B, V), in place, for what each row has written."""
+    """Raise, lower or forbid (-inf) entries of scores F (B, V), in place, for what each row has written."""
+    if constraints.favoured is not None:
+        for row, path in enumerate(paths):
+            favoured = constraints.favoured[path.source]
+            if gaining := favoured.gaining(path.ids):
+                scores[row, gaining] = ops.add(ops.contiguous(scores[row, gaining]), favoured.bonus)
     if options.repetition_penalty != 1.0:
         for row, path in enumerate(paths):
             if path.ids:
