@@ -357,7 +357,7 @@ def test_what_a_bonus_does_to_a_search(tokenizer: Tokenizer, beams: int) -> None
     options = {"num_beams": beams, "max_new_tokens": 20, "length_penalty": 0.0}
 
     def run(rows: Sequence[int], bonus: float) -> list[Hypothesis]:
-        bound = free.favouring([Favoured(sources[row], bonus, tokenizer) for row in rows])
+        bound = free.favouring([Favoured(source, bonus, tokenizer) for source in sources]).of_rows(rows)
         return [best for best, *_ in write(model, rows, tokenizer, bound, **options)]
 
     both = run([0, 1], 6.0)

@@ -115,6 +115,7 @@ def test_a_shift_that_keeps_words(space: Any) -> None:
     whole = space.shift(TEXTS[:3], direction, -1.5)
     assert whole == [space.shift([text], direction, -1.5)[0] for text in TEXTS[:3]], "a function of the text alone"
     search = transfer.Transfer(space.task, direction, 1.0, {})
+    assert space.shift(TEXTS, direction, 0.0) == TEXTS, "where nothing is asked for, nothing changes"
     bags = [
         [search._words(ids) for ids in space.task.tokenizer.encode(t)] for t in (TEXTS, space.shift(TEXTS, direction, keep=1e6))
     ]
@@ -175,6 +176,7 @@ def test_statements_to_questions_in_their_words() -> None:
     )
     asked = "Do you like music?|Is he here?|Can you help me?|Do you need money?|Where is it?|What did she say?|Who has it?|Why?"
     direction = space.direction(told.split("|"), asked.split("|"))
+    assert space.shift([asked.split("|")[2]], direction) == [asked.split("|")[2]], "a question already"
     texts = ["I must leave.", "I feel safe here.", "This car is mine.", "Tom has three kids."]
     moved = space.shift(texts, direction)
     assert all(text.endswith("?") for text in moved)

@@ -34,11 +34,12 @@ _BEAMS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A sentence (ids), its code mu F (D,), and what it is ranked by, in nats a piece."""
+    """A sentence (ids), its code mu F (D,), what it is ranked by, in nats a piece, and whether it says what is asked for."""
 
     ids: Ids
     mu: Array
     score: float
+    reached: bool
 
 
 class Transfer:
@@ -49,23 +50,29 @@ class Transfer:
 
     def __init__(self, task: Any, move: Array, keep: float, options: Mapping[str, Any]) -> None:
         self.model, self.tokenizer = task.model, task.tokenizer
-        self._move, self._keep, self._free = move, keep, not options
+        self._move, self._keep = move, keep
         beams = 1 if options.get("do_sample") else _BEAMS
         settings = decoding.GenerationOptions.parse({**task.options, "num_beams": beams, "length_penalty": 0.0, **options})
         self._settings = msgspec.structs.replace(settings, num_return_sequences=max(settings.num_beams, 1))
+        self._free = not {"forbid", "require", "prefix", "max_new_tokens"} & options.keys()
         self._bounded = "max_new_tokens" not in options and not settings.require
         self._kinds = decoding.word_kinds(tuple(self.tokenizer.surfaces))
         self._wordless = np.array([index for index, kind in enumerate(self._kinds) if kind is None], np.int64)
         self._asked = _ENOUGH * self._usual_evidence()
 
     def __call__(self, text: str, mu: Array) -> str | None:
-        """The text, whose code is mu F (D,), rewritten; None where the options leave nothing to write."""
+        """The text, whose code is mu F (D,), rewritten, or as it is where it says what the move says already.
+
+        None where the options leave nothing to write.
+        """
         source = self.tokenizer.encode([text])[0]
         words = self._words(source)
         bonuses = {bonus: decoding.Favoured(source, bonus, self.tokenizer) for bonus in (*_BONUSES, *_LATER_BONUSES)}
         found: dict[Ids, _Candidate] = {}
         if self._free:
-            self._rank([tuple(source)], words, found)  # it may say what is asked for already
+            self._rank([tuple(source)], words, found)
+            if found[tuple(source)].reached:
+                return text  # it says what is asked for already
         best: list[_Candidate] = []
         looked: set[Ids] = set()
         starts = [(self._moved(mu, strength), bonuses[bonus]) for strength in _STRENGTHS for bonus in _BONUSES]
@@ -121,7 +128,7 @@ class Transfer:
             total = words.total() + held.total()
             kept = 2.0 * (words & held).total() / total if total else 1.0
             score = -nats[row] / int(lengths[row]) + self._keep * kept + _WEIGHT * min(0.0, evidence - self._asked)
-            found[ids] = _Candidate(ids, mu[row], score)
+            found[ids] = _Candidate(ids, mu[row], score, evidence >= self._asked)
 
     def _evidence(self, read: Array, wanted: Array, lengths: Array) -> list[float]:
         """How many nats cheaper a sentence's words are under half the move than under half of it backwards.
