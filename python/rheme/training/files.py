@@ -88,6 +88,9 @@ def train(
         told += f", {len(held['test'])} to test on"
     dropped = read - len(examples) - sum(map(len, held.values()))
     tell(f"{read} examples read: {told}, {dropped} dropped as they share a text with those held out")
+    if not examples:
+        hint = "give others for validation" if valid is not None else "give more, a file for validation, or a share of 0"
+        raise InputError(f"of the {read} examples read none is left to train on: {hint}")
     card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
     created = not out.exists()
     try:
