@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -220,6 +221,43 @@ def test_training_in_other_pieces(translator: Any, monkeypatch: pytest.MonkeyPat
     once, again, other = (translator.loss(items, seed) for seed in (1, 1, 2))
     assert once[1] > plain
     assert (once[0].item(), once[1]) == (again[0].item(), again[1]) != (other[0].item(), other[1])
+
+
+def test_directions_with_layers_of_their_own(translator: Any, tmp_path: Path) -> None:
+    task: Any = tasks.get_task("translation")(msgspec.structs.replace(translator.config, separate=True))
+    task.tokenizer, task.options["max_new_tokens"] = translator.tokenizer, 6
+    with nn.init_scope(2):
+        task.build()
+    task.model.eval()
+    items = task.encode_all(PAIRS[:6])
+    random.Random(1).shuffle(items)
+    loss, count, _ = task.loss(items, 0)
+    assert count == sum(len(target) + 1 for _, _, target in items)
+    assert loss.item() == pytest.approx(sum(task.loss([item], 0)[0].item() for item in items), rel=1e-5)
+    task.loss([item for item in items if item[0] == task._tags["fr"]], 0)[0].backward()
+    assert [any(p.grad is not None for p in way.decoder1.parameters()) for way in task.model.ways] == [True, False]
+    assert task.model.ways[0].embedding is task.model.ways[1].embedding
+    once = translator.model.num_parameters()
+    assert once < task.model.num_parameters() < 2 * once
+    for precision in ("float32", "int8"):
+        loaded: Any = rheme.load("translation", task.save(tmp_path / precision, dtype=precision))
+        assert _same(loaded(TEXTS, to="fr"), [loaded(text, to="fr") for text in TEXTS])
+        assert loaded("Le chat", to="en", num_beams=3).text != loaded("Le chat", to="fr", num_beams=3).text
+
+
+def test_layers_in_common_become_those_of_each_direction(translator: Any, tmp_path: Path) -> None:
+    def adapted(before: Any, **changes: Any) -> Any:
+        task: Any = tasks.get_task("translation").restore(before.save(tmp_path / "before", dtype="float32"))
+        task.config, task.options["max_new_tokens"] = msgspec.structs.replace(task.config, **changes), 6
+        task.adapt(PAIRS)
+        task.model.eval()
+        return task
+
+    separate = adapted(translator, separate=True)
+    for to in ("fr", "en"):
+        assert _same(separate(TEXTS, to=to, num_beams=3), translator(TEXTS, to=to, num_beams=3))
+    with pytest.raises(InputError, match="cannot be made one"):
+        adapted(separate, separate=False)
 
 
 def test_reading_pairs(translator: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ second layer, then the output: nothing loops over time. Source, target and outpu
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,10 +177,11 @@ class Seq2Seq(nn.Module):
 
     capturable = True
 
-    def __init__(self, config: Seq2SeqConfig) -> None:
+    def __init__(self, config: Seq2SeqConfig, embedding: nn.Embedding | None = None) -> None:
+        """embedding: one to share with another model; by default its own."""
         self.config = config
         encoded, hidden, latent = 2 * config.encoder_size, config.decoder_size, config.latent_size
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embedding = embedding or nn.Embedding(config.vocab_size, config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.LSTM(
             config.embedding_size, config.encoder_size, config.encoder_layers, bidirectional=True, dropout=config.dropout
@@ -353,3 +355,20 @@ class Seq2Seq(nn.Module):
         context = context.reshape(1, rows, context.shape[2])
         y2, (h2, c2) = self.decoder2.infer(ops.concat([y1, context], axis=2), (h2, c2))
         return y2, context, Seq2SeqState(memory, state.owner, (h1, c1, h2, c2), state.latent, weights)
+
+
+class TwoWay(nn.Module):
+    """Two `Seq2Seq` that share their embedding: one a direction between two languages, `ways[0]` and `ways[1]`."""
+
+    def __init__(self, config: Seq2SeqConfig) -> None:
+        first = Seq2Seq(config)
+        self.ways = [first, Seq2Seq(config, first.embedding)]
+
+    def on_step(self, step: int, total_steps: int) -> None:
+        """As `Seq2Seq.on_step`."""
+        for way in self.ways:
+            way.on_step(step, total_steps)
+
+    def take(self, state: Mapping[str, Array]) -> None:
+        """Give both ways the weights of one `Seq2Seq` that went both ways. InputError where they do not fit."""
+        self.load_state_dict({name: state.get(name.split(".", 2)[2], array) for name, array in self.state_dict().items()})

@@ -1,6 +1,7 @@
 """Translation between two languages: one model for both directions.
 
-The source begins with a piece that names the target's language (Johnson et al. 2017). The tokenizer is one for both languages.
+The source begins with a piece that names the target's language (Johnson et al. 2017). The tokenizer and the embedding are one
+for both languages; the layers are, too, or (`separate`) each direction has its own.
 A bundled model hands a text that is in none of its languages, or to be brought into another one, to the bundled model for it.
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
-from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.parts import ENTITY, Cutter, Part, stand_ins
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
@@ -44,8 +45,10 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     """languages: the codes of the first and the second column. directions: both, forward (first to second) or backward.
 
     vocab_size: pieces for both languages. max_source_length: a longer sentence (in pieces) is translated in parts.
-    max_train_length: pairs with a longer side are left out of training. subword_dropout: share of the merges of pieces left out
-    in training, so that a word is met in other pieces each time (0.1 makes sentences a third longer).
+    max_train_length: pairs with a longer side are left out of training. separate: with both directions, each has an encoder, an
+    attention and a decoder of its own; from a model that had them in common (`init`) both begin as copies. subword_dropout:
+    share of the merges of pieces left out in training, so that a word is met in other pieces each time (0.1 makes sentences a
+    third longer).
     Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
     are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
     that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
@@ -59,6 +62,7 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     normalization: str = "nmt_nfkc"
     max_source_length: int = 30
     max_train_length: int = 120
+    separate: bool = False
     subword_dropout: float = 0.0
     copy_unknown: bool = False
     whole_sentences: bool = False
@@ -87,6 +91,7 @@ class Translation(Task):
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
     sides: ClassVar[int] = 2
     tunable: ClassVar[tuple[str, ...]] = (
+        "separate",
         "subword_dropout",
         "whole_sentences",
         "entities",
@@ -97,7 +102,7 @@ class Translation(Task):
     pipeline_key: ClassVar[str] = "translation_text"
 
     config: TranslationConfig
-    model: Seq2Seq
+    model: Seq2Seq | TwoWay
     tokenizer: Tokenizer
 
     def __init__(self, config: TranslationConfig | None = None) -> None:
@@ -161,9 +166,14 @@ class Translation(Task):
 
     def adapt(self, examples: Sequence[tuple[str, str]]) -> None:
         """The same weights, in a model of the settings that were given anew."""
-        weights = self.model.state_dict()
+        before = self.model
         self.build()
-        self.model.load_state_dict(weights)
+        if isinstance(before, TwoWay) and isinstance(self.model, Seq2Seq):
+            raise InputError("the two directions of this model are separate; they cannot be made one")
+        if isinstance(before, Seq2Seq) and isinstance(self.model, TwoWay):
+            self.model.take(before.state_dict())
+        else:
+            self.model.load_state_dict(before.state_dict())
 
     def learn_forms(self, examples: Sequence[tuple[str, str]]) -> None:
         """Fill in what the config keeps of the languages themselves: `stand_ins` and `profiles`."""
@@ -189,7 +199,11 @@ class Translation(Task):
             config.copy_unknown,
             config.entities,
         )
-        self.model = Seq2Seq(self.config.model)
+        self.model = (TwoWay if config.separate and config.directions == "both" else Seq2Seq)(config.model)
+
+    def _into(self, target: str) -> Seq2Seq:
+        """What translates into a language."""
+        return self.model.ways[self.config.languages.index(target) == 0] if isinstance(self.model, TwoWay) else self.model
 
     def _pairs(self) -> list[tuple[int, int]]:
         """The directions, as (source, target) positions in ``config.languages``."""
@@ -222,10 +236,24 @@ class Translation(Task):
         """Summed cross-entropy of the target pieces and the end of each sentence."""
         if self.model.training and self.config.subword_dropout:
             items = self._recut(items, step_seed)
+        if isinstance(self.model, Seq2Seq):
+            return self._loss(self.model, items, step_seed)
+        total, count, sums = 0.0, 0, dict.fromkeys(("reconstruction", "kl"), 0.0)
+        for code, tag in self._tags.items():
+            mine = [item for item in items if item[0] == tag]
+            if mine:
+                part, targets, info = self._loss(self._into(code), mine, step_seed)
+                total, count = part + total, count + targets
+                for name, weight in (("reconstruction", targets), ("kl", len(mine))):
+                    sums[name] += weight * info.get(name, 0.0)
+        latent = self.config.model.latent_size > 0
+        return total, count, {"reconstruction": sums["reconstruction"] / count, "kl": sums["kl"] / len(items)} if latent else {}
+
+    def _loss(self, model: Seq2Seq, items: Sequence[Item], seed: int) -> tuple[Any, int, dict[str, float]]:
         source, lengths = batches.pad([np.concatenate(([tag], ids)) for tag, ids, _ in items], self.tokenizer.pad_id)
         ends = self.tokenizer.bos_id, self.tokenizer.eos_id
         target_in, target_out, _ = batches.shifted([ids for _, _, ids in items], *ends, self.tokenizer.pad_id)
-        return self.model.loss(source, lengths, target_in, target_out, seed=step_seed)
+        return model.loss(source, lengths, target_in, target_out, seed=seed)
 
     def _recut(self, items: Sequence[Item], seed: int) -> list[Item]:
         """The items, both sides in other pieces."""
@@ -420,19 +448,19 @@ class Translation(Task):
         lengths = [len(rows[i][j].ids) for i, j in jobs]
         draws = settings.num_return_sequences if settings.do_sample and self.config.model.latent_size else 1
         reverse = settings.reverse_weight if settings.num_beams > 1 and self.config.directions == "both" else 0.0
-        back = next(self._tags[code] for code in self.config.languages if code != target)
+        model, other = self._into(target), next(code for code in self.config.languages if code != target)
         for batch in batches.length_batches(lengths, _BATCH_TOKENS // draws, max(1, _BATCH_ROWS // draws)):
             ids = [[tag, *rows[i][j].ids] for i, j in (jobs[k] for k in batch)]
             source = batches.pad(ids * draws, self.tokenizer.pad_id)
-            state = self.model.start(self.model.encode(*source, self._draws(len(batch), draws, settings.seed)))
+            state = model.start(model.encode(*source, self._draws(len(batch), draws, settings.seed)))
             ends = self.tokenizer.bos_id, self.tokenizer.eos_id
             rows_of, streams = constraints.of_rows(batch * draws), [draw for draw in range(draws) for _ in batch]
             wanted = settings.num_beams if reverse else 1 if draws > 1 else settings.num_return_sequences
             each = msgspec.structs.replace(settings, num_return_sequences=wanted)
-            answers = decoding.generate(self.model, state, len(batch) * draws, each, *ends, rows_of, streams)
+            answers = decoding.generate(model, state, len(batch) * draws, each, *ends, rows_of, streams)
             if reverse:
                 sources = [rows[i][j].ids for i, j in (jobs[k] for k in batch)]
-                ranked = rerank(self.model, back, sources, answers, reverse)
+                ranked = rerank(self._into(other), self._tags[other], sources, answers, reverse)
                 answers = [mine[: settings.num_return_sequences] for mine in ranked]
             for row, k in enumerate(batch):
                 mine = [hypothesis for found_ in answers[row :: len(batch)] for hypothesis in found_]
