@@ -141,6 +141,8 @@ class Pair:
     """rheme's model and its twin, equal weights, each with its optimizer, and batches without end (`batches`)."""
 
     def __init__(self, task: Any, examples: Sequence[Any], settings: Mapping[str, Any], dropout: float, threads: int) -> None:
+        if task.config.separate:
+            raise SystemExit("the twin has one set of layers for both directions: give a model, or a recipe, without `separate`")
         self.task, self.model, self.threads = task, task.model, threads
         self.twin = Twin(task.config.model).take(self.model)
         self.rate, self.warmup = settings["learning_rate"], settings["warmup_steps"]
@@ -272,7 +274,7 @@ def _loss(task: Any, examples: Sequence[Any]) -> float:
 def decode(given: argparse.Namespace) -> None:
     options: dict[str, Any] = {"to": given.to, "from_": given.source}
     exact: Any = rheme.load("translation", given.model, precision="float32", **options)
-    twin = Twin(exact.config.model).take(exact.model).eval()
+    twin = Twin(exact.config.model).take(exact._into(given.to)).eval()
     pairs = exact.read([given.data])[: given.sentences]
     side = exact.config.languages.index(exact.direction(given.to, given.source)[0])
     texts = [text for pair in pairs if (text := pair[side]) and len(exact._cutter.parts(text)) == 1]
