@@ -2,8 +2,9 @@
 
 Every peer that is installed does the same work in a process of its own; a missing one is skipped by name. The answers are
 compared first, then the processes take turns, several rounds of a few milliseconds each, and the median counts. The machine's
-limits are measured in the same run. Results go to a JSON file, one entry a case, so that a run in parts (--only, --budget,
---resume) makes one table; `--report` writes the tables and draws the plot from what is there.
+limits are measured in the same run. With more than one thread, a probe of 50 ms before and after each round tells whether each
+thread had a core of its own; a round in which one had none is thrown away and repeated. Results go to a JSON file, one entry a
+case, so that a run in parts (--only, --budget, --resume) makes one table; `--report` writes the tables and draws the plot.
 
 Peers as `pip install` gives them: torch, onnxruntime, tensorflow, jax, numpy. "Tuned" adds PyTorch with glibc's mmap and trim
 thresholds raised and huge pages asked for, eager and compiled, with fused AdamW.
@@ -151,6 +152,24 @@ def load_answers(path: Path) -> dict[str, list[np.ndarray]]:
     return found
 
 
+def one_round(
+    processes: dict[str, Process], times: dict[tuple[str, str], list[float]], wrong: dict[str, str], seconds: float
+) -> dict[tuple[str, str], float]:
+    """Seconds a call of each way in turn, but of those that stand far behind the best peer by now."""
+    peers = [median(t) for (name, _), t in times.items() if t and name != "rheme"]
+    taken = {}
+    for (name, way), before in times.items():
+        if len(before) >= 2 and name != "rheme" and median(before) > 3 * min(peers):
+            continue
+        reply = processes[name].ask(do="time", way=way, seconds=seconds)
+        if "seconds" in reply:
+            taken[name, way] = reply["seconds"]
+        else:
+            wrong[f"{name}, {way}"] = reply.get("error", reply.get("missing", "?"))
+        time.sleep(0.05)  # until its threads stop spinning: those of ONNX Runtime do for some 30 ms
+    return taken
+
+
 def measure(case: works.Case, threads: int, processes: dict[str, Process], arguments: argparse.Namespace) -> dict[str, Any]:
     begin, data = time.perf_counter(), works.inputs(case)
     ways: list[tuple[str, str]] = []
@@ -182,27 +201,28 @@ def measure(case: works.Case, threads: int, processes: dict[str, Process], argum
     del answers, data
     times: dict[tuple[str, str], list[float]] = {key: [] for key in ways}
     rounds, chunk = (5, 0.004) if arguments.quick else (9, 0.02)
-    for turn in range(rounds + 1):
+    turn = thrown_away = 0
+    there = limits.cores_there(threads)
+    while turn <= rounds and thrown_away <= rounds:
         started = time.perf_counter()
-        peers = [median(t) for (name, _), t in times.items() if t and name != "rheme"]
-        for (name, way), taken in times.items():
-            # One that stands far behind the best peer is not measured to the end.
-            if len(taken) >= 2 and name != "rheme" and median(taken) > 3 * min(peers):
-                continue
-            time.sleep(0.05)  # until the threads of the last one stop spinning: those of ONNX Runtime do for some 30 ms
-            reply = processes[name].ask(do="time", way=way, seconds=chunk if turn else 0.0)
-            if "seconds" not in reply:
-                wrong[f"{name}, {way}"] = reply.get("error", reply.get("missing", "?"))
-                continue
-            if turn:
-                taken.append(reply["seconds"])
-        if turn >= 3 and time.perf_counter() - begin + (time.perf_counter() - started) > arguments.case_seconds:
+        taken = one_round(processes, times, wrong, chunk if turn else 0.0)
+        were_there, there = there, limits.cores_there(threads)
+        if turn and not (were_there and there):
+            thrown_away += 1
+            there = limits.wait_for_cores(threads, 5.0)
+            continue
+        for key, seconds in taken.items() if turn else ():
+            times[key].append(seconds)
+        turn += 1
+        if turn > 3 and time.perf_counter() - begin + (time.perf_counter() - started) > arguments.case_seconds:
             break
+    if turn <= 3:
+        return {"skipped": f"a thread had no core in {thrown_away} of {thrown_away + turn - 1} rounds"}
     per = works.STEPS if case.work.startswith("decode") else 1
-    result: dict[str, Any] = {"ways": {}, "peak_megabytes": peaks}
-    for (name, way), taken in times.items():
-        if taken:
-            result["ways"].setdefault(name, {})[way] = {"seconds": median(taken) / per, "rounds": len(taken)}
+    result: dict[str, Any] = {"ways": {}, "peak_megabytes": peaks, "rounds_thrown_away": thrown_away}
+    for (name, way), kept in times.items():
+        if kept:
+            result["ways"].setdefault(name, {})[way] = {"seconds": median(kept) / per, "rounds": len(kept)}
     if wrong:
         result["failed"] = wrong
     return result

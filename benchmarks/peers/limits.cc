@@ -1,5 +1,6 @@
 // This machine's limits: multiply-adds, int8 dot products, and the bandwidth of each cache level. Compiled and run by limits.py
-// with `c++ -O3 -march=native`; prints one "name value" a line, GFLOP/s or GB/s for all threads together.
+// with `c++ -O3 -march=native`; prints one "name value" a line, GFLOP/s or GB/s for all threads together: `limits THREADS [fma]`,
+// with `fma` the multiply-adds alone, some 50 ms.
 #include <sched.h>
 #include <unistd.h>
 
@@ -21,8 +22,30 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Keeps this thread on the t-th of the cores that the process may use: a kernel may start several threads on one core and part
+// them only after milliseconds, as those of some virtual machines do.
+void stay_on_core(int t) {
+#if defined(__linux__)
+  static const cpu_set_t allowed = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    sched_getaffinity(0, sizeof set, &set);
+    return set;
+  }();
+  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &allowed) && seen++ == t) {
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(cpu, &one);
+      sched_setaffinity(0, sizeof one, &one);
+      return;
+    }
+#endif
+}
+
 // Runs body(thread) on all threads at once, several times; the median of the units done per second by all.
 double rate(int threads, double units, const std::function<void(int)>& body) {
+  stay_on_core(0);
   std::vector<double> seconds;
   for (int round = 0; round < 7; ++round) {
     std::atomic<int> ready{0};
@@ -30,6 +53,7 @@ double rate(int threads, double units, const std::function<void(int)>& body) {
     std::vector<std::thread> pool;
     for (int t = 1; t < threads; ++t)
       pool.emplace_back([&, t] {
+        stay_on_core(t);
         ++ready;
         while (!go) {
         }
@@ -146,6 +170,7 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   const long n = 4000000;
   std::printf("fma %.4g\n", rate(threads, double(n) * 12 * 2 * 16, [&](int) { multiply_add<V64>(n); }));
+  if (argc > 2 && !std::strcmp(argv[2], "fma")) return 0;
   std::printf("fma_avx2 %.4g\n", rate(threads, double(n) * 12 * 2 * 8, [&](int) { multiply_add<V32>(n); }));
 #ifdef INT8
   std::printf("int8 %.4g\n", rate(threads, double(n) * 12 * 2 * kDots, [&](int) { INT8(n); }));

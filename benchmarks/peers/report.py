@@ -54,10 +54,11 @@ def line(case: works.Case, threads: int, entry: dict[str, Any]) -> str:
         return head + "skipped, " + entry["skipped"]
     ours, installed, tuned = ratios(entry)
     peers = [name for name in entry["ways"] if name != "rheme"]
+    away = f"; {entry['rounds_thrown_away']} rounds thrown away" if entry.get("rounds_thrown_away") else ""
     rest = "".join(f"\n    {who}: {why}" for who, why in entry.get("failed", {}).items())
     return (
         f"{head}{duration(ours)}, {100 * entry['floor'] / ours:.0f} % of {entry['floor_by']}; best peer "
-        f"{times(installed)} as installed, {times(tuned)} tuned ({best(entry, peers)[1]}){rest}"
+        f"{times(installed)} as installed, {times(tuned)} tuned ({best(entry, peers)[1]}){away}{rest}"
     )
 
 
@@ -123,7 +124,9 @@ def tables(results: dict[str, Any]) -> str:
     limits = {threads: entry["limits"] for (_, _, threads, _), entry in entries.items()}
     for threads, found in sorted(limits.items()):
         values = ", ".join(f"{n} {v * 1e-9:.0f}" for n, v in found.items() if not n.endswith("_bytes"))
-        out.append(f"Limits, {threads} thread{'s' * (threads > 1)} (GFLOP/s, GOP/s, GB/s): {values}.")
+        away = sum(entry.get("rounds_thrown_away", 0) for key, entry in entries.items() if key[2] == threads)
+        rest = f" Rounds thrown away because a thread had no core of its own: {away}." if threads > 1 else ""
+        out.append(f"Limits, {threads} thread{'s' * (threads > 1)} (GFLOP/s, GOP/s, GB/s): {values}.{rest}")
     return "\n".join(out)
 
 
