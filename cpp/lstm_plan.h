@@ -37,28 +37,36 @@ struct Plan {
 // Steps done together: a share of a step starts when all shares have done the step before. A thread takes its own share; one
 // that it finds waiting for long it takes from its owner, and when there is none to take it leaves its core for a while, so
 // that a thread kept off its core by a neighbour delays the others without stopping them.
+//
+// A line of the cache takes 0.3 us from core to core, so each share has two of its own: one that its owner alone looks at, for
+// as long as all goes well, and one that it writes once a step and the others read.
 struct Shares {
   static constexpr long kLine = 8, kPatience = 5000, kShort = 50, kRest = 10000;
   long count, steps;
   Scratch<long> counters;
 
-  Shares(long count_, long steps_) : count(count_), steps(steps_), counters((count_ + 1) * kLine) {
-    for (long i = 0; i < (count + 1) * kLine; ++i) counters.data[i] = 0;
+  Shares(long count_, long steps_) : count(count_), steps(steps_), counters(2 * count_ * kLine) {
+    for (long i = 0; i < 2 * count * kLine; ++i) counters.data[i] = 0;
   }
 
   // body(step, share) for all steps, by this thread and those that run it with other shares as their own.
   template <class F>
   void run(long own, F body) const {
-    long* done = counters.data;             // shares done, all steps together
-    long* claimed = counters.data + kLine;  // per share, a cache line apart: steps taken
+    long* claimed = counters.data;               // per share: steps taken
+    long* done = counters.data + count * kLine;  // per share: steps done
     long patience = kPatience;
     for (long s = 0; s < steps; ++s) {
       long share = own, spins = 0;
-      while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < (s + 1) * count) {
+      for (long waits_for = 0; waits_for < count;) {
+        if (__atomic_load_n(done + waits_for * kLine, __ATOMIC_ACQUIRE) > s) {
+          ++waits_for;
+          continue;
+        }
         long expected = s;
-        if (__atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+        if (__atomic_load_n(claimed + share * kLine, __ATOMIC_RELAXED) == s &&
+            __atomic_compare_exchange_n(claimed + share * kLine, &expected, s + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
           body(s, share);
-          __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
+          __atomic_store_n(done + share * kLine, s + 1, __ATOMIC_RELEASE);
           spins = 0;
           continue;
         }
@@ -104,8 +112,8 @@ static inline double step_cost(double weights, long rows, double bytes_each) {
 // Whether hidden units rather than rows are shared out. `weights` are those of the recurrent product of one direction, in
 // `panels` that are not divided.
 static inline bool shares_units(long batch, long directions, double weights, long panels, double bytes_each) {
-  // 2 us a step, and the time by which the last thread is late on a machine with other work (`benchmarks/scaling.py`).
-  constexpr double kBarrier = 300000, kLate = 1.3;
+  // 1 us a step; and where both take as long, rows, which need nobody's pace but their own (`benchmarks/scaling.py`).
+  constexpr double kBarrier = 150000, kLate = 1.05;
   const long threads = num_threads();
   if (threads < 2 || panels < threads || directions >= threads) return false;
   if (const int forced = lstm_plan()) return forced == 2;

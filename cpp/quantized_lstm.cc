@@ -244,7 +244,7 @@ void run(const QuantizedLstmArgs& a) {
   }
   // Below two rows a thread the weights, not the rows, are worth sharing out: where all steps take some 50 us, and each is long
   // beside the wait for the others at its end (with 256 units one thread was as quick as two, with 512 two were 1.6 times so).
-  if (a.directions < threads && a.batch < 2 * threads && work >= 7500000 && step >= 500000) {
+  if (a.directions < threads && a.batch < 2 * threads && step >= 130000) {
     const long shares = min_long(threads, lstm_columns(a.hidden) / kPanel);
     for (long d = 0; d < a.directions; ++d) run_shared<P>(a, plan, d, shares);
     return;

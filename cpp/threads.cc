@@ -4,6 +4,10 @@
 #include <sched.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -21,6 +25,14 @@ void pause_briefly() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
+#endif
+}
+
+int this_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
 #endif
 }
 
@@ -42,26 +54,34 @@ struct Pool {
   std::condition_variable wake;
   std::atomic<int> sleepers{0};
   int workers = 0;
-  int callers_core = -1;  // on which no worker runs
+  std::atomic<int> started{0};
+  struct alignas(64) Seat {
+    std::atomic<int> core{-1};  // where the worker was last seen
+    int thread = 0;             // its id for the kernel
+  } seats[kMaxWorkers];
 #if defined(__linux__)
-  pid_t ids[kMaxWorkers];  // of the workers' threads
   cpu_set_t allowed;
-
   Pool() { sched_getaffinity(0, sizeof allowed, &allowed); }
 #endif
 
-  // Keeps the workers off the caller's core. Most kernels wake them where nothing runs; those of some virtual machines let them
-  // share a core for milliseconds at a time while another stands idle.
-  void part() {
+  // Moves those workers elsewhere that stand on the caller's core. Most kernels wake a thread where nothing runs; those of some
+  // virtual machines let two share a core for milliseconds at a time while another stands idle.
+  void part(int count) {
 #if defined(__linux__)
-    const int core = sched_getcpu();
-    if (core < 0 || core == callers_core) return;
-    callers_core = core;
-    cpu_set_t others = allowed;
-    CPU_CLR(core, &others);
-    if (CPU_COUNT(&others) == 0) return;
-    for (int id = 0; id < workers; ++id) sched_setaffinity(ids[id], sizeof others, &others);
+    const int core = this_core();
+    for (int id = 0; id < count; ++id) {
+      if (core < 0 || seats[id].core.load(std::memory_order_relaxed) != core) continue;
+      cpu_set_t others = allowed;
+      CPU_CLR(core, &others);
+      if (CPU_COUNT(&others) > 0) sched_setaffinity(seats[id].thread, sizeof others, &others);
+      seats[id].core.store(-1, std::memory_order_relaxed);
+    }
 #endif
+  }
+
+  void sit(int id) {  // takes note of where the worker is
+    const int core = this_core();
+    if (seats[id].core.load(std::memory_order_relaxed) != core) seats[id].core.store(core, std::memory_order_relaxed);
   }
 
   void run_tasks() {
@@ -87,6 +107,7 @@ struct Pool {
         else
           sched_yield();
         if (spinning && spin % 64 != 63) continue;
+        sit(id);
         const auto waited = std::chrono::steady_clock::now() - start;
         spinning = waited < std::chrono::microseconds(50);
         if (waited > std::chrono::microseconds(300)) break;
@@ -105,21 +126,20 @@ struct Pool {
 
   void start_worker() {
     const int id = workers++;
-    std::atomic<bool> runs{false};
-    std::thread([this, id, &runs] {
+    std::thread([this, id] {
 #if defined(__linux__)
-      ids[id] = gettid();
+      seats[id].thread = static_cast<int>(syscall(SYS_gettid));
 #endif
-      runs.store(true);
+      sit(id);
+      started.store(id + 1, std::memory_order_release);
       work(id);
     }).detach();
-    while (!runs.load()) sched_yield();
-    callers_core = -1;
+    while (started.load(std::memory_order_acquire) <= id) sched_yield();
   }
 
   void run(long count, TaskFunction function, void* ctx, int threads) {
     while (workers < threads - 1 && workers < kMaxWorkers) start_worker();
-    if (callers_core < 0) part();
+    part(threads - 1 < workers ? threads - 1 : workers);
     fn = function;
     context = ctx;
     tasks = count;
@@ -127,7 +147,6 @@ struct Pool {
     limit.store(threads - 1, std::memory_order_relaxed);
     state.store(kOpen);
     if (sleepers.load() > 0) {
-      part();
       std::lock_guard<std::mutex> lock(sleep_mutex);
       wake.notify_all();
     }

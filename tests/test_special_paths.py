@@ -125,3 +125,26 @@ def test_either_plan_has_the_same_bits() -> None:
         return done.stdout
 
     assert len({digest(1, "rows"), digest(3, "rows"), digest(3, "units"), digest(2, "units")}) == 1
+
+
+def test_a_worker_is_moved_off_its_callers_core() -> None:
+    """Both are put on one core; the worker alone is sent to the others."""
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    code = (
+        "import os, time, numpy as np\n"
+        "from rheme import _core\n"
+        "_core.set_num_threads(n=2)\n"
+        "a = np.ones((4, 100, 100), np.float32)\n"
+        "before, cores = set(os.listdir('/proc/self/task')), os.sched_getaffinity(0)\n"
+        "_core.matmul(a=a, b=a, transpose_a=False, transpose_b=False)\n"
+        "(worker,) = map(int, set(os.listdir('/proc/self/task')) - before)\n"
+        "one, end = {min(cores)}, time.monotonic() + 30\n"
+        "os.sched_setaffinity(0, one)\n"
+        "os.sched_setaffinity(worker, one)\n"
+        "while os.sched_getaffinity(worker) == one and time.monotonic() < end:\n"
+        "    _core.matmul(a=a, b=a, transpose_a=False, transpose_b=False)\n"
+        "assert os.sched_getaffinity(worker) == cores - one, os.sched_getaffinity(worker)\n"
+        "assert os.sched_getaffinity(0) == one\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=dict(os.environ))
