@@ -97,8 +97,8 @@ struct Pool {
 
   void work(int id) {
     for (;;) {
-      // Waiting awake hides the 20 us of a wake-up: between the jobs of one call, and, where no neighbour wants the core, between
-      // the calls of a loop.
+      // Waiting awake hides the 20 us of a wake-up: between the jobs of one call, and, where no neighbour wants the core,
+      // between the calls of a loop.
       const auto start = std::chrono::steady_clock::now();
       bool joined = false, spinning = true;
       for (int spin = 0; !(joined = join(id)); ++spin) {

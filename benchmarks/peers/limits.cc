@@ -1,6 +1,6 @@
 // This machine's limits: multiply-adds, int8 dot products, and the bandwidth of each cache level. Compiled and run by limits.py
-// with `c++ -O3 -march=native`; prints one "name value" a line, GFLOP/s or GB/s for all threads together: `limits THREADS [fma]`,
-// with `fma` the multiply-adds alone, some 50 ms.
+// with `c++ -O3 -march=native`; prints one "name value" a line, GFLOP/s or GB/s for all threads together: `limits THREADS
+// [fma]`, with `fma` the multiply-adds alone, some 50 ms.
 #include <sched.h>
 #include <unistd.h>
 

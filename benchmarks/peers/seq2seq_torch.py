@@ -142,7 +142,7 @@ class Pair:
 
     def __init__(self, task: Any, examples: Sequence[Any], settings: Mapping[str, Any], dropout: float, threads: int) -> None:
         if task.config.separate:
-            raise SystemExit("the twin has one set of layers for both directions: give a model, or a recipe, without `separate`")
+            raise SystemExit("the twin has the same layers for both directions: give a model, or a recipe, without `separate`")
         self.task, self.model, self.threads = task, task.model, threads
         self.twin = Twin(task.config.model).take(self.model)
         self.rate, self.warmup = settings["learning_rate"], settings["warmup_steps"]

@@ -1,8 +1,8 @@
 """A process that runs one peer: `python worker.py MODULE THREADS`. It takes a command a line, JSON, and answers likewise.
 
 prepare {case}: builds every way that the peer has of doing the case, runs each once, writes its answers to `answers`.
-time {way, seconds}: calls the way for half that time, in which its threads find their cores, then until that much is over; answers
-seconds per call of the second part. A call that takes longer is made once.
+time {way, seconds}: calls the way for half that time, in which its threads find their cores, then until that much is over;
+answers seconds per call of the second part. A call that takes longer is made once.
 """
 
 import contextlib
