@@ -132,7 +132,7 @@ def transfer(
     figures: dict[str, Any] = {"classifier, accuracy": right / (len(held) + len(others)), "sentences": len(held), "moved": {}}
     rows = [(0.0, 1.0), (0.0, 1.5), (0.0, 2.0), (KEEP, 1.0), (KEEP, 1.5)]
     if every_keep:
-        rows += [(0.0, 0.0), (0.0, 0.5), (1.0, 1.0), (5.0, 1.0)]
+        rows += [(0.0, 0.0), (0.0, 0.5), (2.0, 1.0), (5.0, 1.0)]
     for keep, strength in rows:
         moved = latent.shift(held, direction, strength, keep)
         figures["moved"][f"keep {keep:g}, strength {strength:g}"] = {

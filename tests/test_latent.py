@@ -148,7 +148,7 @@ def test_what_a_transfer_ranks_by(space: Any) -> None:
     texts = ["The cat sees the girl.", "the king Sees the cat?", "A cat!", "?", "the the cat"]
     items = [tuple(ids) for ids in tokenizer.encode(texts)]
     found: dict[Any, Any] = {}
-    search._rank(items, search._words(items[0]), found)
+    search._rank(items, items[0], found)
     surfaces = [surface.decode("utf-8", "replace").lower() for surface in tokenizer.surfaces]
     pieces = [Counter(surfaces[i] for i in ids if any(char.isalnum() for char in surfaces[i])) for ids in items]
     for ids, words in zip(items, pieces, strict=True):
@@ -163,7 +163,7 @@ def test_what_a_transfer_ranks_by(space: Any) -> None:
         spelt = np.array([any(char.isalnum() for char in surfaces[i]) for i in wanted])
         evidence = ((costs(-move / 2) - costs(move / 2)) * spelt).sum()
         kept = 2 * (pieces[0] & words).total() / (pieces[0].total() + words.total())
-        expected = elbo / len(wanted) + 1.5 * kept + 0.25 * (evidence - 100)
+        expected = elbo / (len(wanted) + len(items[0]) + 1) * 2 + 1.5 * kept + evidence - 100
         assert found[ids].score == pytest.approx(expected, rel=2e-5)
     assert found[items[0]].mu.tobytes() == space.encode(texts[:1])[0][0].tobytes()
 
