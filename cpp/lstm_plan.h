@@ -113,7 +113,7 @@ static inline double step_cost(double weights, long rows, double bytes_each) {
 // `panels` that are not divided.
 static inline bool shares_units(long batch, long directions, double weights, long panels, double bytes_each) {
   // 1 us a step; and where both take as long, rows, which need nobody's pace but their own (`benchmarks/scaling.py`).
-  constexpr double kBarrier = 150000, kLate = 1.05;
+  constexpr double kBarrier = 150000, kLate = 1.1;
   const long threads = num_threads();
   if (threads < 2 || panels < threads || directions >= threads) return false;
   if (const int forced = lstm_plan()) return forced == 2;

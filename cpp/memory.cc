@@ -46,10 +46,35 @@ Arena& arena() {
   return *a;
 }
 
+// A few small blocks that a thread freed and will want again: no lock, and its own cache still holds them.
+struct Own {
+  static constexpr int kSmall = 57, kDepth = 4;  // classes of at most 1 MB
+  void* kept[kSmall][kDepth];
+  int count[kSmall] = {};
+  bool open = true;
+
+  bool keep(int c, void* block) {
+    if (c >= kSmall || count[c] == kDepth || !open) return false;
+    kept[c][count[c]++] = block;
+    return true;
+  }
+  void* take(int c) { return c < kSmall && count[c] ? kept[c][--count[c]] : nullptr; }
+  ~Own() {
+    open = false;  // arrays may be freed later still
+    Arena& a = arena();
+    std::lock_guard<std::mutex> lock(a.mutex);
+    for (int c = 0; c < kSmall; ++c)
+      while (count[c]) a.kept[c].push_back(kept[c][--count[c]]);
+  }
+};
+
+thread_local Own own;
+
 }  // namespace
 
 void* arena_allocate(size_t bytes) {
   const int c = size_class(bytes);
+  if (void* block = own.take(c)) return block;
   Arena& a = arena();
   {
     std::lock_guard<std::mutex> lock(a.mutex);
@@ -77,6 +102,7 @@ void* arena_allocate(size_t bytes) {
 void arena_free(void* block) {
   if (!block) return;
   const int c = static_cast<int>(*reinterpret_cast<int64_t*>(static_cast<char*>(block) - kHeader));
+  if (own.keep(c, block)) return;
   Arena& a = arena();
   std::lock_guard<std::mutex> lock(a.mutex);
   a.kept[c].push_back(block);
