@@ -265,6 +265,7 @@ def test_verbs(folder: Path, space: Any, tmp_path: Path, capsys: pytest.CaptureF
     direction = json.loads(run(capsys, "latent", "direction", "--from", a, "--to", b, *model)[0])
     shifted = run(capsys, "latent", "direction", "--from", a, "--to", b, "--strength", "2", TEXTS[0], *model)
     assert shifted == space.shift(TEXTS[:1], direction, 2.0)
+    assert f"[default: ({transfer.KEEP:g})]" in "".join(run(capsys, "latent", "direction", "--help"))
     plain = run(
         capsys, "latent", "direction", "--from", a, "--to", b, "--strength", "2", "--keep", "0", "--json", TEXTS[0], *model
     )

@@ -164,7 +164,12 @@ def neighbours(
 @click.option("--from", "from_file", required=True, metavar="FILE", help="Texts without the attribute, one a line.")
 @click.option("--to", "to_file", required=True, metavar="FILE", help="Texts with it, one a line.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="How far; 1: from mean to mean.")
-@click.option("--keep", type=float, help="What keeping the words is worth, in nats a piece; 0: decode the moved code alone.")
+@click.option(
+    "--keep",
+    type=float,
+    show_default="3",
+    help="What keeping the words is worth, in nats a piece; 0: decode the moved code alone.",
+)
 @model_options
 def direction(
     texts: tuple[str, ...],
