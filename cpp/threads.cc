@@ -11,8 +11,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <mutex>
 #include <string_view>
 #include <thread>
@@ -35,6 +37,50 @@ int this_core() {
   return -1;
 #endif
 }
+
+// Where a neighbour has a core or a part of it, the thread there is late by milliseconds, and whoever waits for it is too: then
+// one thread is the quicker choice. So a worker that was kept off its core, or a thread that waited long for another, says so
+// here, and for a while there is one thread: longer each time that it happens again soon after.
+constexpr int64_t kMissed = 2'000'000, kAlone = 50'000'000, kMostAlone = 1'600'000'000, kSoon = 500'000'000;  // ns
+std::atomic<int64_t> alone_until{0};                      // by the steady clock; 0: now is no such while
+std::atomic<int64_t> alone_before{0}, alone_for{kAlone};  // when the last one ended, how long it was
+
+int64_t nanoseconds(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+void stay_alone() {
+  const int64_t now = nanoseconds(CLOCK_MONOTONIC), before = alone_before.load(), last = alone_for.load();
+  if (now < before) return;
+  const int64_t length = now - before > kSoon ? kAlone : last < kMostAlone ? 2 * last : last;
+  alone_for.store(length);
+  alone_before.store(now + length);
+  alone_until.store(now + length);
+}
+
+bool alone() {
+  const int64_t until = alone_until.load(std::memory_order_relaxed);
+  if (until == 0) return false;
+  if (nanoseconds(CLOCK_MONOTONIC) < until) return true;
+  alone_until.store(0, std::memory_order_relaxed);
+  return false;
+}
+
+// How long a thread that wants to run has not run.
+struct Watch {
+  int64_t wall, own;
+  Watch() { start(); }
+  void start() {
+    wall = nanoseconds(CLOCK_MONOTONIC);
+    own = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+  }
+  int64_t missed() const {
+    const int64_t ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - own;
+    return nanoseconds(CLOCK_MONOTONIC) - wall - ran;
+  }
+};
 
 // A worker joins a job by raising `joined` while the job is open; the caller closes the job when no index is left and waits for
 // those who joined only, so a worker that the scheduler keeps off its core delays nobody.
@@ -96,6 +142,7 @@ struct Pool {
   }
 
   void work(int id) {
+    Watch watch;
     for (;;) {
       // Waiting awake hides the 20 us of a wake-up: between the jobs of one call, and, where no neighbour wants the core,
       // between the calls of a loop.
@@ -117,10 +164,13 @@ struct Pool {
         sleepers.fetch_add(1);
         wake.wait(lock, [&] { return (state.load() & kOpen) && id < limit.load(); });
         sleepers.fetch_sub(1);
+        watch.start();
         continue;
       }
       run_tasks();
       state.fetch_sub(1, std::memory_order_acq_rel);
+      if (watch.missed() > kMissed) stay_alone();
+      watch.start();
     }
   }
 
@@ -155,7 +205,7 @@ struct Pool {
     for (int spin = 0; state.load(std::memory_order_acquire) != 0; ++spin) {
       pause_briefly();
       if (spin > 4000)
-        rest();
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
       else if (spin > 2000)
         sched_yield();
     }
@@ -203,7 +253,14 @@ std::atomic<int> threads{0};
 
 }  // namespace
 
-void rest() { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+void rest() {
+  thread_local int64_t first = 0, last = 0;  // of one wait, whose rests follow upon each other
+  const int64_t now = nanoseconds(CLOCK_MONOTONIC);
+  if (now - last > 100'000) first = now;
+  if (now - first > kMissed) stay_alone();
+  std::this_thread::sleep_for(std::chrono::microseconds(50));
+  last = nanoseconds(CLOCK_MONOTONIC);
+}
 
 int lstm_plan() {
   static const int plan = [] {
@@ -213,7 +270,9 @@ int lstm_plan() {
   return plan;
 }
 
-int num_threads() {
+int num_threads() { return alone() ? 1 : chosen_threads(); }
+
+int chosen_threads() {
   int n = threads.load(std::memory_order_relaxed);
   if (n == 0) threads.store(n = default_threads(), std::memory_order_relaxed);
   return n;

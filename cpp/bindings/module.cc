@@ -37,7 +37,7 @@ void bind_machine(py::module_& m) {
         use_kernels(k);
       },
       py::kw_only(), py::arg("name"));
-  m.def("num_threads", &num_threads);
+  m.def("num_threads", &chosen_threads);
   m.def(
       "set_num_threads",
       [](int n) {
