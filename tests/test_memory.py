@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from rheme import _core
 
 FAULTS = """
 import resource
@@ -93,3 +96,21 @@ def test_steps_touch_no_new_pages(steps: str) -> None:
 def test_cross_entropy_never_holds_all_logits() -> None:
     """N 4,096 and V 128,256: the logits alone would be 2.1 GB. Beyond the weights and their gradient."""
     assert number_printed(CROSS_ENTROPY) < 500e6
+
+
+def test_a_thread_that_ends_gives_its_blocks_back() -> None:
+    """A thread keeps a few small blocks of the arena for itself; those of one that ended serve the next."""
+
+    def work() -> None:
+        for size in (10, 1000, 100_000):
+            arrays = [_core.empty(shape=(size,), dtype="float32") for _ in range(6)]
+            del arrays
+
+    def in_a_thread() -> int:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return _core.arena_bytes()
+
+    first = in_a_thread()
+    assert {in_a_thread() for _ in range(20)} == {first}
