@@ -376,6 +376,22 @@ def test_entities_are_words_where_training_saw_them() -> None:
     assert "&apos;" in [part.text for part in task._cutter.parts("it &apos;s big")]
 
 
+def test_a_translation_holds_no_numbers_beside_those_of_its_source() -> None:
+    def digits(text: str) -> list[str]:
+        return sorted(char for char in text if char.isdigit())
+
+    task = rheme.load("translation", to="fr")
+    texts = ["Visit us on 12/05 at 7:30.", "Call me at 555-1234 before 9:15.", "It costs $25.50.", "I have 3 cats and 25 dogs."]
+    for options in (
+        {"num_beams": 1},
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"do_sample": True, "num_beams": 1, "seed": 2},
+    ):
+        for text, result in zip(texts, task(texts, to="fr", from_="en", **options), strict=True):
+            for found in (result, *result.alternatives):
+                assert digits(found.text) == digits(text), (options, found.text)
+
+
 def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
     options = {"to": "fr", "num_beams": 1, "do_sample": True, "max_new_tokens": 40}
     for seed in range(3):

@@ -125,7 +125,7 @@ def _forced(path: Path, scores: Array, constraints: Constraints, limit: int) -> 
     """Ids that are candidates whatever the guards say, with their scores, and whether nothing else is.
 
     A prefix's next id stands alone. Required texts add the ids that go on with them, which stand alone when the room left is
-    just enough for them, or the path is in a loop.
+    just enough for them, the path is in a loop, or it would leave one in the middle that holds reserved ids.
     """
     token = path.forced(constraints)
     if token is not None:
@@ -133,6 +133,8 @@ def _forced(path: Path, scores: Array, constraints: Constraints, limit: int) -> 
     if path.progress is None or path.progress.met:
         return False, {}
     only = limit - len(path.ids) <= path.progress.missing or loop(path.ids) > 0
+    if constraints.reserved is not None:
+        only = only or path.progress.written(constraints.reserved[path.source])
     wanted = path.progress.wanted()
     if constraints.phrases is not None:
         banned = set(constraints.phrases.banned(path.ids, strict=True).tolist())

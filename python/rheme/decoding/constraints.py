@@ -233,6 +233,10 @@ class Progress:
             return sorted({self.texts[t].ways[way].ids[size] for t, way, size in self.begun})
         return sorted({self.texts[t].ways[way].ids[0] for t, way in self._open()})
 
+    def written(self, ids: frozenset[int]) -> bool:
+        """Whether the written part of what is begun holds one of these ids."""
+        return any(not ids.isdisjoint(self.texts[t].ways[way].ids[:size]) for t, way, size in self.begun)
+
     def after(self, token: int) -> "Progress":
         """The progress when `token` is written; what was begun and not gone on with starts anew."""
         begun = [(t, way, size + 1) for t, way, size in self.begun if self.texts[t].ways[way].ids[size] == token]
@@ -285,7 +289,8 @@ class Constraints:
     option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
     not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
     go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits. favoured: per
-    input, the words that its text gains by writing.
+    input, the words that its text gains by writing. reserved: per input, ids that its text holds only in what is required, and
+    which it does not leave in the middle.
     """
 
     forbid: Sequence[int] = ()
@@ -297,13 +302,14 @@ class Constraints:
     joins: NDArray[np.int64] | None = None
     repeatable: frozenset[int] = frozenset()
     favoured: Sequence[Favoured] | None = None
+    reserved: Sequence[frozenset[int]] | None = None
 
     def of_rows(self, rows: Sequence[int]) -> "Constraints":
         """The constraints of some inputs."""
-        each = self.prefixes, self.require, self.favoured
+        each = self.prefixes, self.require, self.favoured, self.reserved
         some = [None if values is None else [values[row] for row in rows] for values in each]
         limits = None if self.max_new_tokens is None else [self.max_new_tokens[row] for row in rows]
-        bound = {"prefixes": some[0], "require": some[1], "favoured": some[2]}
+        bound = {"prefixes": some[0], "require": some[1], "favoured": some[2], "reserved": some[3]}
         return replace(self, max_new_tokens=limits, **bound)  # type: ignore[arg-type]
 
     def favouring(self, favoured: Sequence[Favoured]) -> "Constraints":

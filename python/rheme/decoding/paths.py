@@ -146,6 +146,10 @@ def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, cons
                 scores[row, banned] = -np.inf
     if len(constraints.forbid):
         scores[:, list(constraints.forbid)] = -np.inf
+    if constraints.reserved is not None:
+        for row, path in enumerate(paths):
+            if constraints.reserved[path.source]:
+                scores[row, sorted(constraints.reserved[path.source])] = -np.inf
     if constraints.phrases is not None:
         for row, path in enumerate(paths):
             scores[row, constraints.phrases.banned(path.ids, path.bound)] = -np.inf

@@ -190,6 +190,8 @@ class Translation(Task):
         self.config.model = msgspec.structs.replace(self.config.model, **ids)
         self._tags = {code: self.tokenizer.piece_id(f"<2{code}>") for code in self.config.languages}
         self._unwritable = self.tokenizer.unwritable
+        spelt = self.tokenizer.surfaces
+        self._digits = frozenset(index for index, surface in enumerate(spelt) if any(byte in b"0123456789" for byte in surface))
         config = self.config
         self._cutter = Cutter(
             self.tokenizer,
@@ -430,17 +432,21 @@ class Translation(Task):
         if not jobs:
             return found
         limits = [min(settings.max_new_tokens, 3 * len(rows[i][j].ids) + 16) for i, j in jobs]
-        require = []
+        require, reserved = [], []
         for (i, j), limit in zip(jobs, limits, strict=True):
             kept: list[str] = []
             for text in rows[i][j].require if bound else ():
                 if sum(len(ids) for ids in self.tokenizer.encode([*kept, text])) <= limit // 2:
                     kept.append(text)
             require.append([*(settings.require if first[i] == j else ()), *kept])
+            whole = bound and len(kept) == len(rows[i][j].require)
+            reserved.append(self._digits if whole and rows[i][j].numbered else frozenset())
         plain = msgspec.structs.replace(settings, require=(), prefix="")
         constraints = decoding.Constraints.of_texts(
             plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits
         )
+        if any(reserved):
+            constraints = replace(constraints, reserved=reserved)
         if settings.prefix.strip():
             prefix = self.tokenizer.encode([settings.prefix])[0]
             constraints = replace(constraints, prefixes=[prefix if first[i] == j else [] for i, j in jobs])

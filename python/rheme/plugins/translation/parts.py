@@ -49,12 +49,19 @@ class Part:
     whole: tuple["Part", ...] = ()
     unknown: bool = False
 
+    @property
+    def numbered(self) -> bool:
+        """Whether what it requires holds digits."""
+        return bool(_digits("".join(self.require)))
+
     def kept_in(self, translated: str) -> bool:
-        """Whether a translation holds all that it must, each stand-in just once."""
+        """Whether a translation holds all that it must, each stand-in just once, and no digits beside those of what it must."""
         names = [name for name, _ in self.stand_ins]
         if not all(translated.count(name) == count(name.casefold(), translated.casefold()) == 1 for name in names):
             return False
         others = [text for text in self.require if text not in names]
+        if self.numbered and _digits(translated) != _digits("".join(self.require)):
+            return False
         return all(count(text, translated) >= others.count(text) for text in others)
 
 
@@ -218,6 +225,10 @@ class Cutter:
 def _wanted(text: str, terms: Mapping[str, str]) -> list[str]:
     """What a translation of the text must hold by the glossary, as often as its terms stand in the text."""
     return [wanted for term, wanted in terms.items() for _ in range(count(term, text.casefold()))]
+
+
+def _digits(text: str) -> list[str]:
+    return sorted(char for char in text if char in "0123456789")
 
 
 def count(term: str, text: str) -> int:
