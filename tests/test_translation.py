@@ -392,6 +392,18 @@ def test_a_translation_holds_no_numbers_beside_those_of_its_source() -> None:
                 assert digits(found.text) == digits(text), (options, found.text)
 
 
+def test_digits_that_are_asked_for_are_none_too_many() -> None:
+    task = rheme.load("translation", to="fr")
+    for options, held in (
+        ({"require": ["2024"]}, "2024"),
+        ({"prefix": "1. "}, "1. "),
+        ({"glossary": {"3 cats": "3 chats"}}, "3 chats"),
+    ):
+        result = task("I have 3 cats.", to="fr", from_="en", **options)
+        assert held in result.text
+        assert "truncated" not in result.warnings, "which says that something is lost"
+
+
 def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
     options = {"to": "fr", "num_beams": 1, "do_sample": True, "max_new_tokens": 40}
     for seed in range(3):

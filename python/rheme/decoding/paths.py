@@ -149,7 +149,7 @@ def guard(scores: Array, paths: Sequence[Path], options: GenerationOptions, cons
     if constraints.reserved is not None:
         for row, path in enumerate(paths):
             if constraints.reserved[path.source]:
-                scores[row, sorted(constraints.reserved[path.source])] = -np.inf
+                scores[row, list(constraints.reserved[path.source])] = -np.inf
     if constraints.phrases is not None:
         for row, path in enumerate(paths):
             scores[row, constraints.phrases.banned(path.ids, path.bound)] = -np.inf

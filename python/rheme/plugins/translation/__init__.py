@@ -21,7 +21,7 @@ from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
-from rheme.plugins.translation.parts import ENTITY, Cutter, Part, stand_ins
+from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, stand_ins
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
@@ -190,8 +190,6 @@ class Translation(Task):
         self.config.model = msgspec.structs.replace(self.config.model, **ids)
         self._tags = {code: self.tokenizer.piece_id(f"<2{code}>") for code in self.config.languages}
         self._unwritable = self.tokenizer.unwritable
-        spelt = self.tokenizer.surfaces
-        self._digits = frozenset(index for index, surface in enumerate(spelt) if any(byte in b"0123456789" for byte in surface))
         config = self.config
         self._cutter = Cutter(
             self.tokenizer,
@@ -387,8 +385,9 @@ class Translation(Task):
         if settings.do_sample:
             beams = max(decoding.REQUIRED_BEAMS, settings.num_return_sequences)
             settings = msgspec.structs.replace(settings, do_sample=False, num_beams=beams)
-        found = self._decode(rows, target, settings, self._kept(rows, found), bound=True)
-        kept = self._kept(rows, found)
+        asked = (settings.prefix, *settings.require)
+        found = self._decode(rows, target, settings, self._kept(rows, found, asked), bound=True)
+        kept = self._kept(rows, found, asked)
         for row, parts in enumerate(rows):
             pairs = list(zip(parts, kept[row], strict=True))
             if any(hypotheses is None for _, hypotheses in pairs):
@@ -399,10 +398,14 @@ class Translation(Task):
                 ]
                 rows[row], kept[row] = [part for part, _ in pairs], [hypotheses for _, hypotheses in pairs]
         found = self._decode(rows, target, settings, kept, bound=True)
-        return [self._result(text, target, row, hyps) for text, row, hyps in zip(inputs, rows, found, strict=True)]
+        lost = [None in row for row in self._kept(rows, found, asked)]
+        each = zip(inputs, rows, found, lost, strict=True)
+        return [self._result(text, target, row, hyps, missing) for text, row, hyps, missing in each]
 
-    def _kept(self, rows: Sequence[Sequence[Part]], found: Sequence[Sequence[Hypotheses]]) -> list[list[Hypotheses | None]]:
-        """The hypotheses that hold all that their parts must; None where the best one does not."""
+    def _kept(
+        self, rows: Sequence[Sequence[Part]], found: Sequence[Sequence[Hypotheses]], asked: Sequence[str]
+    ) -> list[list[Hypotheses | None]]:
+        """The hypotheses that hold all that their parts must; None where the best one does not. asked: by the options."""
         kept: list[list[Hypotheses | None]] = []
         for parts, row in zip(rows, found, strict=True):
             kept.append([])
@@ -410,7 +413,7 @@ class Translation(Task):
                 good = hypotheses
                 if part.require:
                     texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
-                    good = [h for h, text in zip(hypotheses, texts, strict=True) if part.kept_in(text)]
+                    good = [h for h, text in zip(hypotheses, texts, strict=True) if part.kept_in(text, asked)]
                 kept[-1].append(good if good[:1] == hypotheses[:1] else None)
         return kept
 
@@ -440,7 +443,7 @@ class Translation(Task):
                     kept.append(text)
             require.append([*(settings.require if first[i] == j else ()), *kept])
             whole = bound and len(kept) == len(rows[i][j].require)
-            reserved.append(self._digits if whole and rows[i][j].numbered else frozenset())
+            reserved.append(digit_ids(tuple(self.tokenizer.surfaces)) if whole and rows[i][j].numbered else frozenset())
         plain = msgspec.structs.replace(settings, require=(), prefix="")
         constraints = decoding.Constraints.of_texts(
             plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits
@@ -481,8 +484,8 @@ class Translation(Task):
         noise = [ops.random_normal(seed, _LATENT_STREAM + draw, 0, (1, size)) for draw in range(draws)]
         return np.concatenate([np.tile(eps, (inputs, 1)) for eps in noise])
 
-    def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses]) -> Result:
-        """Put the parts' translations together."""
+    def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses], lost: bool) -> Result:
+        """Put the parts' translations together. lost: one has not all it must."""
         best = [hyps[0] for hyps in found if hyps]
         if not best:  # nothing to translate: empty, or nothing but what is copied
             copied = "".join(part.text for part in parts).strip()
@@ -494,7 +497,6 @@ class Translation(Task):
             for other in found[where][1:]:
                 joined = self._join(parts, [other if k == where else None for k in range(len(parts))], target)
                 alternatives.append(Result(joined, confidence([other])))
-        lost = None in self._kept([parts], [found])[0]
         noticed = warnings(text, answer, target, parts, best, self.tokenizer, lost)
         return Result(answer, confidence(best), tuple(alternatives), noticed)
 

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from rheme.text.sentences import SENTENCE, Form, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
@@ -52,15 +53,18 @@ class Part:
     @property
     def numbered(self) -> bool:
         """Whether what it requires holds digits."""
-        return bool(_digits("".join(self.require)))
+        return bool(_digits(*self.require))
 
-    def kept_in(self, translated: str) -> bool:
-        """Whether a translation holds all that it must, each stand-in just once, and no digits beside those of what it must."""
+    def kept_in(self, translated: str, asked: Sequence[str] = ()) -> bool:
+        """Whether a translation holds all that it must, each stand-in just once, and no digits beside those of what it must.
+
+        asked: what else it was told to hold.
+        """
         names = [name for name, _ in self.stand_ins]
         if not all(translated.count(name) == count(name.casefold(), translated.casefold()) == 1 for name in names):
             return False
         others = [text for text in self.require if text not in names]
-        if self.numbered and _digits(translated) != _digits("".join(self.require)):
+        if self.numbered and _digits(translated) - _digits(*self.require, *asked):
             return False
         return all(count(text, translated) >= others.count(text) for text in others)
 
@@ -227,8 +231,14 @@ def _wanted(text: str, terms: Mapping[str, str]) -> list[str]:
     return [wanted for term, wanted in terms.items() for _ in range(count(term, text.casefold()))]
 
 
-def _digits(text: str) -> list[str]:
-    return sorted(char for char in text if char in "0123456789")
+def _digits(*texts: str) -> Counter[str]:
+    return Counter(char for text in texts for char in text if char in "0123456789")
+
+
+@lru_cache(maxsize=16)
+def digit_ids(surfaces: tuple[bytes, ...]) -> frozenset[int]:
+    """The pieces that write a digit."""
+    return frozenset(index for index, surface in enumerate(surfaces) if any(byte in b"0123456789" for byte in surface))
 
 
 def count(term: str, text: str) -> int:
