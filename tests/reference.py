@@ -112,6 +112,14 @@ def zeros(*, shape: Sequence[int], dtype: str) -> Array:
     return np.zeros(tuple(shape), dtype)
 
 
+def contiguous(*, x: Array) -> Array:
+    return np.array(x, order="C")
+
+
+def concat(*, arrays: Sequence[Array], axis: int) -> Array:
+    return np.concatenate(arrays, axis)
+
+
 # Random numbers: Philox4x32-10 (Salmon et al. 2011) ---------------------------------------------------------------------
 
 _M0, _M1, _W0, _W1, _LOW = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFFFFFFFF

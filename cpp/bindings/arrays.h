@@ -5,9 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../kernels.h"
@@ -29,6 +31,35 @@ inline std::vector<long> shape_of(const py::array& a) { return std::vector<long>
 
 [[noreturn]] inline void refuse(const std::string& name, const std::string& what) { throw py::value_error(name + ": " + what); }
 
+// What a thread computes from `begin` to `end`, with all that it reads and writes, to be computed again on the same arrays. The
+// bindings leave nothing out: an array comes in through `checked` and out of `make`, weights through `keep`, and whatever
+// happens to their contents is done by `perform` or `call`.
+struct Recording {
+  std::vector<std::function<void()>> steps;
+  std::vector<py::object> kept;
+
+  static Recording*& current() {
+    static thread_local Recording* recording = nullptr;
+    return recording;
+  }
+};
+
+template <class T>
+void keep(const T& object) {
+  Recording* recording = Recording::current();
+  if (!recording) return;
+  if constexpr (std::is_base_of_v<py::object, T>)
+    recording->kept.push_back(object);
+  else
+    recording->kept.push_back(py::cast(&object, py::return_value_policy::reference));  // Python's own: packed weights
+}
+
+template <class F>
+void perform(F step) {
+  if (Recording* recording = Recording::current()) recording->steps.emplace_back(step);
+  step();
+}
+
 // -1 in `shape` is any size. The result is what a.data() is, typed.
 template <class T>
 T* checked(const py::array& a, const std::string& name, const std::vector<long>& shape, bool writeable = false) {
@@ -39,6 +70,7 @@ T* checked(const py::array& a, const std::string& name, const std::vector<long>&
   if (!matches) refuse(name, "shape " + shape_text(shape_of(a)) + ", wanted " + shape_text(shape));
   if (!(a.flags() & py::array::c_style)) refuse(name, "not C-contiguous");
   if (writeable && !a.writeable()) refuse(name, "read-only");
+  keep(a);
   return static_cast<T*>(const_cast<void*>(a.data()));
 }
 
@@ -62,27 +94,37 @@ auto by_dtype(const py::array& a, const char* name, F&& f) {
 }
 
 // Every id must be 0..size-1, or `except` where that is given.
-inline void check_ids(const int64_t* ids, long n, long size, const char* name, const int64_t* except = nullptr) {
-  for (long i = 0; i < n; ++i)
-    if ((ids[i] < 0 || ids[i] >= size) && !(except && ids[i] == *except))
-      throw py::index_error(std::string(name) + ": " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
-                            ", wanted 0.." + std::to_string(size - 1));
+inline void check_ids(const int64_t* ids, long n, long size, const char* name, std::optional<int64_t> except = {}) {
+  perform([=] {
+    for (long i = 0; i < n; ++i)
+      if ((ids[i] < 0 || ids[i] >= size) && ids[i] != except)
+        throw py::index_error(std::string(name) + ": " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
+                              ", wanted 0.." + std::to_string(size - 1));
+  });
 }
 
-inline void check_row_lengths(const int64_t* lengths, long batch, long time) {
-  for (long n = 0; lengths && n < batch; ++n)
-    if (lengths[n] < 0 || lengths[n] > time)
-      refuse("lengths", std::to_string(lengths[n]) + " at row " + std::to_string(n) + ", wanted 0.." + std::to_string(time));
+inline void check_lengths(const int64_t* lengths, long batch, long time) {
+  perform([=] {
+    for (long n = 0; lengths && n < batch; ++n)
+      if (lengths[n] < 0 || lengths[n] > time)
+        refuse("lengths", std::to_string(lengths[n]) + " at row " + std::to_string(n) + ", wanted 0.." + std::to_string(time));
+  });
 }
 
 // A new array of the arena, contents undefined.
+inline py::array make(const py::dtype& dtype, const std::vector<long>& shape) {
+  size_t bytes = static_cast<size_t>(dtype.itemsize());
+  for (long n : shape) bytes *= static_cast<size_t>(n);
+  void* block = arena_allocate(bytes);
+  py::capsule owner(block, [](void* p) { arena_free(p); });
+  py::array made(dtype, std::vector<py::ssize_t>(shape.begin(), shape.end()), block, owner);
+  keep(made);
+  return made;
+}
+
 template <class T>
 py::array make(const std::vector<long>& shape) {
-  size_t elements = 1;
-  for (long n : shape) elements *= static_cast<size_t>(n);
-  void* block = arena_allocate(elements * sizeof(T));
-  py::capsule owner(block, [](void* p) { arena_free(p); });
-  return py::array(py::dtype::of<T>(), std::vector<py::ssize_t>(shape.begin(), shape.end()), block, owner);
+  return make(py::dtype::of<T>(), shape);
 }
 
 template <class T>
@@ -105,7 +147,7 @@ inline const Table<double>& table<double>() {
 template <class Args>
 void call(void (*kernel)(const Args&), const Args& args) {
   py::gil_scoped_release release;
-  kernel(args);
+  perform([=] { kernel(args); });
 }
 
 // Weights in panel order, made once and used many times.
@@ -131,6 +173,7 @@ struct Packed {
   const T* panels(size_t i, const std::vector<long>& wanted) const {
     if (shape != wanted || is_double != (sizeof(T) == 8))
       refuse("packed", "made from weights of shape " + shape_text(shape) + ", wanted " + shape_text(wanted));
+    keep(*this);
     return static_cast<const T*>(blocks[i]);
   }
 };
@@ -142,5 +185,6 @@ void bind_quantized(py::module_& m);
 void bind_softmax(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_random_optim(py::module_& m);
+void bind_recording(py::module_& m);
 
 }  // namespace rheme

@@ -16,7 +16,7 @@ py::array empty(const std::vector<long>& shape, const std::string& dtype, bool z
                 : dtype == "uint8"
                     ? make<uint8_t>(shape)
                     : (refuse("dtype", "'" + dtype + "' is none of float32 float64 int64 uint64 int32 uint8"), py::array());
-  if (zero) std::memset(a.mutable_data(), 0, static_cast<size_t>(a.nbytes()));
+  if (zero) perform([to = a.mutable_data(), bytes = static_cast<size_t>(a.nbytes())] { std::memset(to, 0, bytes); });
   return a;
 }
 
@@ -82,4 +82,5 @@ PYBIND11_MODULE(_core, m) {
   rheme::bind_softmax(m);
   rheme::bind_elementwise(m);
   rheme::bind_random_optim(m);
+  rheme::bind_recording(m);
 }

@@ -6,12 +6,6 @@ namespace {
 
 using Arrays = std::vector<py::array>;
 
-void check_lengths(const int64_t* lengths, long batch, long time) {
-  for (long n = 0; lengths && n < batch; ++n)
-    if (lengths[n] < 0 || lengths[n] > time)
-      refuse("lengths", std::to_string(lengths[n]) + " at row " + std::to_string(n) + ", wanted 0.." + std::to_string(time));
-}
-
 long directions_of(const Arrays& w_ih, const Arrays& w_hh) {
   if (w_ih.size() < 1 || w_ih.size() > 2) refuse("w_ih", std::to_string(w_ih.size()) + " directions, wanted 1 or 2");
   if (w_hh.size() != w_ih.size())
@@ -72,6 +66,7 @@ py::tuple lstm(const py::array& x, const Optional& lengths, const Optional& h0, 
       a.bias[d] = checked<T>(bias[d], "bias", {4 * a.hidden});
     }
     const bool once = !packed && a.time == 1 && a.batch == 1;  // packing would cost more than it gains
+    if (!packed && !once && Recording::current()) refuse("packed", "a recording keeps none of its own");
     if (!packed && !once) pack_lstm_into<T>(own, w_ih, w_hh, a.input, a.hidden);
     for (long d = 0; d < a.directions && !once; ++d) {
       a.panels_ih[d] = (packed ? packed : &own)->template panels<T>(2 * d, {a.input, a.hidden, a.directions});

@@ -72,6 +72,7 @@ py::array unpack_quantized(const Quantized& weight) {
 
 const QuantizedMatrix& plain(const Quantized& weight) {
   if (weight.matrix.gates) refuse("weight", "packed for an LSTM");
+  keep(weight);
   return weight.matrix;
 }
 
@@ -118,6 +119,8 @@ py::tuple quantized_lstm(const py::array& x, const Optional& lengths, const Opti
   }
   a.hidden = w_hh[0]->matrix.k;
   for (long d = 0; d < a.directions; ++d) {
+    keep(*w_ih[static_cast<size_t>(d)]);
+    keep(*w_hh[static_cast<size_t>(d)]);
     a.w_ih[d] = w_ih[static_cast<size_t>(d)]->matrix;
     a.w_hh[d] = w_hh[static_cast<size_t>(d)]->matrix;
     for (const auto& [m, k, name] : {std::make_tuple(a.w_ih[d], a.input, "w_ih"), std::make_tuple(a.w_hh[d], a.hidden, "w_hh")})
@@ -128,7 +131,7 @@ py::tuple quantized_lstm(const py::array& x, const Optional& lengths, const Opti
   const std::vector<long> state = {a.directions, a.batch, a.hidden};
   a.x = checked<float>(x, "x", {-1, -1, -1});
   a.lengths = checked<int64_t>(lengths, "lengths", {a.batch});
-  check_row_lengths(a.lengths, a.batch, a.time);
+  check_lengths(a.lengths, a.batch, a.time);
   a.h0 = checked<float>(h0, "h0", state);
   a.c0 = checked<float>(c0, "c0", state);
   py::array y = make<float>({a.time, a.batch, a.directions * a.hidden}), h_n = make<float>(state), c_n = make<float>(state);

@@ -44,7 +44,7 @@ py::array embedding_backward(const py::array& dy, const py::array& ids, long num
     a.ids = checked<int64_t>(ids, "ids", {a.m});
     check_ids(a.ids, a.m, num_embeddings, "ids");
     a.order = checked<int64_t>(order, "order", {a.m});
-    if (a.order) check_order(a.ids, a.order, a.m);
+    if (a.order) perform([=] { check_order(a.ids, a.order, a.m); });
     py::array dweight = make<T>({num_embeddings, a.c});
     a.dweight = data<T>(dweight);
     call(table<T>().embedding_backward, a);
@@ -67,7 +67,7 @@ py::tuple attention(const py::array& query, const py::array& key, const py::arra
     a.key = checked<T>(key, "key", {a.source, a.batch, a.hidden});
     a.value = checked<T>(value, "value", {a.source, a.batch, a.columns});
     a.lengths = checked<int64_t>(lengths, "lengths", {a.batch});
-    check_row_lengths(a.lengths, a.batch, a.source);
+    check_lengths(a.lengths, a.batch, a.source);
     py::array context = make<T>({a.time, a.batch, a.columns}), weights = make<T>({a.batch, a.time, a.source});
     a.context = data<T>(context);
     a.weights = data<T>(weights);
@@ -147,7 +147,7 @@ void take_targets(Args& a, const py::array& targets, int64_t ignore_index, doubl
   a.ignore_index = ignore_index;
   a.label_smoothing = label_smoothing;
   a.targets = checked<int64_t>(targets, "targets", {a.m});
-  check_ids(a.targets, a.m, a.v, "targets", &ignore_index);
+  check_ids(a.targets, a.m, a.v, "targets", ignore_index);
 }
 
 py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64_t ignore_index, double label_smoothing,

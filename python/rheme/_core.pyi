@@ -30,6 +30,17 @@ class Quantized:
     @property
     def shape(self) -> tuple[int, int]: ...
 
+class Recording:
+    """What a thread computes between `begin` and `end`; `run` computes it again, of what its arrays hold then, into the same.
+
+    Of the CPU alone; a GPU has graphs. RuntimeError for one within another. All that is called must be functions of this
+    module, with packed weights where they can be had: NumPy's own copies and sums are not recorded.
+    """
+
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def run(self) -> None: ...
+
 # The machine ---------------------------------------------------------------------------------------------------------
 
 def isa() -> str: ...
@@ -43,6 +54,14 @@ def fma_peak(*, dtype: str, iterations: int) -> float: ...
 def int8_instruction() -> str: ...
 def empty(*, shape: Sequence[int], dtype: str) -> Array: ...
 def zeros(*, shape: Sequence[int], dtype: str) -> Array: ...
+
+# Copying, of any dtype -------------------------------------------------------------------------------------------------
+
+def contiguous(*, x: Array) -> Array:
+    """A copy that is C-contiguous, of x in any layout."""
+
+def concat(*, arrays: Sequence[Array], axis: int) -> Array:
+    """Joined along an axis, 0..: equal shapes but there, and one dtype."""
 
 # Random numbers: Philox4x32-10, key = seed, counter = (position, stream) -------------------------------------------------
 

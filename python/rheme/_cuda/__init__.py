@@ -1,6 +1,6 @@
 """The CuPy twin of `_core`: the same functions with the same keywords, on arrays of a CUDA device. The contract is _core.pyi.
 
-Importing this imports no CuPy and needs no GPU. Beyond the contract: `upload` and `from_dlpack` bring arrays in, `captured`
+Importing this imports no CuPy and needs no GPU. Beyond the contract: `upload` and `from_dlpack` bring arrays in, `Graphs`
 makes a step of decoding one graph.
 
 What differs from the CPU: dense products are cuBLAS', so floating sums come in another order, the same in every run on one kind
@@ -15,6 +15,8 @@ from rheme._cuda.device import (
     arena_bytes,
     available_isas,
     build_info,
+    concat,
+    contiguous,
     empty,
     fma_peak,
     from_dlpack,
@@ -56,7 +58,7 @@ from rheme._cuda.elementwise import (
     tanh,
     tanh_backward,
 )
-from rheme._cuda.graphs import captured
+from rheme._cuda.graphs import Graphs
 from rheme._cuda.products import (
     Packed,
     attention,
@@ -96,6 +98,7 @@ from rheme._cuda.rows import (
 )
 
 __all__ = [
+    "Graphs",
     "Packed",
     "Quantized",
     "adamw",
@@ -105,7 +108,8 @@ __all__ = [
     "attention_backward",
     "available_isas",
     "build_info",
-    "captured",
+    "concat",
+    "contiguous",
     "cross_entropy",
     "cross_entropy_backward",
     "div",

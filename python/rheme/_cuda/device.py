@@ -262,6 +262,23 @@ def zeros(*, shape: Sequence[int], dtype: str) -> Array:
         return cupy().zeros(tuple(shape), dtype)
 
 
+def contiguous(*, x: Array) -> Array:
+    copy = empty(shape=x.shape, dtype=x.dtype)
+    copy[...] = x
+    return copy
+
+
+def concat(*, arrays: Sequence[Array], axis: int) -> Array:
+    sizes = [x.shape[axis] for x in arrays]
+    shape = arrays[0].shape
+    out = empty(shape=(*shape[:axis], sum(sizes), *shape[axis + 1 :]), dtype=arrays[0].dtype)
+    lead, start = (slice(None),) * axis, 0
+    for x, size in zip(arrays, sizes, strict=True):
+        out[(*lead, slice(start, start + size))] = x
+        start += size
+    return out
+
+
 def upload(array: Any) -> Array:
     """A NumPy array on the device; CuPy takes it through pinned memory, so that the call does not wait for the device."""
     with explained():

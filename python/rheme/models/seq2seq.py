@@ -7,7 +7,7 @@ second layer, then the output: nothing loops over time. Source, target and outpu
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -135,7 +135,9 @@ class Seq2SeqState:
     owner: Ids
     layers: tuple[Array, Array, Array, Array]  # h and c of layer 1, h and c of layer 2: F (1, B, H)
     latent: Array | None  # F (B, D)
-    weights: Array | None = None  # of the last step's attention: F (sentences, rounds, S)
+    weights: Array | None = field(
+        default=None, metadata={"read": False}
+    )  # of the last step's attention: F (sentences, rounds, S)
 
     @property
     def attention(self) -> tuple[Array, Ids] | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rheme import functional as F
 from rheme import ops
-from rheme.autograd import Tensor, grad_enabled
+from rheme.autograd import Tensor, grad_enabled, record
 from rheme.errors import InputError
 from rheme.nn.layers import Dropout
 from rheme.nn.module import Module, PackCache, Parameter
@@ -69,7 +69,7 @@ class LSTM(Module):
             if weights[0][0].packed is not None:
                 w_ih, w_hh = ([d[i].packed for d in weights] for i in (0, 1))
                 return functools.partial(ops.quantized_lstm, w_ih=w_ih, w_hh=w_hh, bias=bias)
-            w_ih, w_hh = ([d[i].data for d in weights] for i in (0, 1))
+            w_ih, w_hh = ([ops.contiguous(d[i].data) for d in weights] for i in (0, 1))
             return functools.partial(ops.lstm, w_ih=w_ih, w_hh=w_hh, bias=bias, packed=ops.pack_lstm(w_ih, w_hh))
 
         return self._caches[layer].get([vars(self)[name] for name in self._names[layer]], pack)
@@ -80,7 +80,8 @@ class LSTM(Module):
             like = vars(self)[self._names[0][2]].data  # a bias: never stored small
             given, *before = [ops.asarray(p.data if isinstance(p, Tensor) else p, like=like) for p in (x, *(state or ()))]
             y, (h_last, c_last) = self.infer(given, before or None, lengths)
-            return Tensor(y), (Tensor(h_last), Tensor(c_last))
+            y, h_last, c_last = record((y, h_last, c_last), (), lambda *_: ())
+            return y, (h_last, c_last)
         x = F.as_tensor(x)
         if state is not None:
             state = F.as_tensor(state[0]), F.as_tensor(state[1])

@@ -63,7 +63,7 @@ class Module:
     """
 
     training: bool = True
-    capturable = False  # whether there is a `step` for decoding that works with arrays of the device alone
+    capturable = False  # whether there is a `step` for decoding that does nothing but call ops and look at arrays another way
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -156,12 +156,11 @@ class Module:
             parameter.version += 1
 
     def captured(self) -> Any:
-        """What to call `step` of: this module or, where it is `capturable` and on a GPU, its step as one CUDA graph.
+        """What to call `step` of: this module or, where it is `capturable`, its step recorded as one call.
 
-        The graphs are the calling thread's, and kept until a parameter changes; see `_cuda.graphs`.
+        The recordings are the calling thread's, and kept until a parameter changes; see `ops.recorded`.
         """
-        weights = [(parameter._array, parameter.version) for parameter in self.parameters()] if self.capturable else []
-        return ops.captured(self, weights) if any(ops.on_gpu(array) for array, _ in weights) else self
+        return ops.captured(self, [(p._array, p.version) for p in self.parameters()]) if self.capturable else self
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -14,7 +14,6 @@ from rheme.ops.arrays import (
     asarray,
     backend,
     broadcast_shapes,
-    captured,
     check_device,
     concat,
     concat_backward,
@@ -79,6 +78,7 @@ from rheme.ops.products import (
     quantized_lstm,
     unpack_quantized,
 )
+from rheme.ops.recorded import captured
 from rheme.ops.reductions import (
     logsumexp,
     logsumexp_backward,

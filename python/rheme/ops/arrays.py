@@ -55,11 +55,6 @@ def check_device(device: str) -> None:
         _cuda().isa()
 
 
-def captured(model: Any, weights: list[tuple[Array, int]]) -> Any:
-    """The `step` of a model on a GPU as CUDA graphs, kept until a weight, (array, version), is another one."""
-    return _cuda().captured(model, weights)
-
-
 def to_device(array: Array, device: str) -> Array:
     """The array on "cpu" or "cuda" (the current device). RhemeError says what is missing for a GPU."""
     if device == "cpu":
@@ -126,11 +121,7 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
 
 def contiguous(x: Array) -> Array:
     """x itself where it is C-contiguous, else a copy that is."""
-    if x.flags.c_contiguous:
-        return x
-    copy = empty(x.shape, x.dtype, x)
-    copy[...] = x
-    return copy
+    return x if x.flags.c_contiguous else backend(x).contiguous(x=x)
 
 
 def integers(x: Any, like: Array, name: str, size: int | None = None) -> Array:
@@ -206,23 +197,14 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
         arrays = [asarray(x, like=first) for x in arrays]
     ndim = first.ndim
     axis = axis % builtins.max(ndim, 1)
-    before, behind, total = first.shape[:axis], first.shape[axis + 1 :], 0
+    before, behind = first.shape[:axis], first.shape[axis + 1 :]
     for x in arrays:
         if x.dtype is not first.dtype and x.dtype != first.dtype:
             raise TypeError(f"concat: dtypes {first.dtype} and {x.dtype} differ")
         shape = x.shape
         if x.ndim != ndim or shape[:axis] != before or shape[axis + 1 :] != behind:
             raise ValueError(f"concat: shapes {first.shape} and {shape} differ elsewhere than on axis {axis}")
-        total += shape[axis]
-    shape = (*before, total, *behind)
-    out = empty(shape, first.dtype, first)
-    if type(out) is np.ndarray:
-        return np.concatenate(arrays, axis, out=out)
-    lead, start = (builtins.slice(None),) * axis, 0
-    for x in arrays:
-        out[(*lead, builtins.slice(start, start + x.shape[axis]))] = x
-        start += x.shape[axis]
-    return out
+    return backend(first).concat(arrays=[contiguous(x) for x in arrays], axis=axis)
 
 
 def concat_backward(dy: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:

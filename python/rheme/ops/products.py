@@ -35,14 +35,16 @@ def lstm(
     h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, h_n and c_n (R, N, H), and with `save` the gates and
     cells that `lstm_backward` needs (else None). `reverse`, with one direction: from the last valid step to the first.
     """
+    if packed is None:
+        w_ih, w_hh, bias = ([contiguous(w) for w in each] for each in (w_ih, w_hh, bias))
     return backend(x).lstm(
         x=contiguous(x),
         lengths=lengths_of(lengths, x),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
-        w_ih=[contiguous(w) for w in w_ih],
-        w_hh=[contiguous(w) for w in w_hh],
-        bias=[contiguous(b) for b in bias],
+        w_ih=w_ih,
+        w_hh=w_hh,
+        bias=bias,
         packed=packed,
         reverse=reverse,
         save=save,
@@ -162,7 +164,7 @@ def quantized_lstm(
         c0=None if c0 is None else contiguous(c0),
         w_ih=w_ih,
         w_hh=w_hh,
-        bias=[contiguous(b) for b in bias],
+        bias=bias,
         reverse=reverse,
     )
 
