@@ -244,14 +244,14 @@ def record(outputs: Any, inputs: Sequence[Tensor | None], backward: Backward) ->
     output (never all of them); it returns one array or None per input. Arrays are not to be changed in place.
     Returns a tensor, or a tuple of tensors. Under `no_grad`, or when no input requires a gradient, nothing is recorded.
     """
-    arrays = outputs if isinstance(outputs, tuple) else (outputs,)
-    node = None
+    several, node = isinstance(outputs, tuple), None
     if _mode.enabled:
         kept = [tensor if tensor is not None and tensor.requires_grad else None for tensor in inputs]
         if kept.count(None) < len(kept):
-            node = _Node(kept, backward, len(arrays))
-    tensors = tuple([_made(array, node, index) for index, array in enumerate(arrays)])
-    return tensors if isinstance(outputs, tuple) else tensors[0]
+            node = _Node(kept, backward, len(outputs) if several else 1)
+    if not several:
+        return _made(outputs, node, 0)
+    return tuple([_made(array, node, index) for index, array in enumerate(outputs)])
 
 
 def _made(array: Any, node: _Node | None, index: int) -> Tensor:

@@ -79,9 +79,9 @@ class LSTM(Module):
         if not grad_enabled():
             like = vars(self)[self._names[0][2]].data  # a bias: never stored small
             given, *before = [ops.asarray(p.data if isinstance(p, Tensor) else p, like=like) for p in (x, *(state or ()))]
-            y, (h_last, c_last) = self.infer(given, before or None, lengths)
-            y, h_last, c_last = record((y, h_last, c_last), (), lambda *_: ())
-            return y, (h_last, c_last)
+            y, last = self.infer(given, before or None, lengths)
+            output, h_last, c_last = record((y, *last), (), lambda *_: ())
+            return output, (h_last, c_last)
         x = F.as_tensor(x)
         if state is not None:
             state = F.as_tensor(state[0]), F.as_tensor(state[1])

@@ -52,14 +52,14 @@ class OnCpu:
 
 
 @functools.cache
-def _fields(kind: type, every: bool) -> tuple[str, ...]:
+def _fields(kind: Any, every: bool) -> tuple[str, ...]:
     """The fields of a state: every one, or those that a step reads."""
     return tuple(field.name for field in dataclasses.fields(kind) if every or field.metadata.get("read", True))
 
 
 def _flatten(value: Any, leaves: list[Any], every: bool = False) -> Any:
     """The arrays in a state, in order, appended to leaves; returns what the state is beside them."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is np.ndarray or on_gpu(value):
         leaves.append(value)
         return "array", value.shape, value.dtype.char

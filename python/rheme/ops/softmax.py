@@ -130,14 +130,13 @@ def sample(
     min_p those at least min_p times as likely as the likeliest. By integer weights: equal logits and bits draw equal ids on any
     machine.
     """
-    bits = asarray(bits, like=logits)
     return backend(logits).sample(
         logits=contiguous(logits),
-        bits=bits,
-        temperature=float(temperature),
-        top_k=int(top_k),
-        top_p=float(top_p),
-        min_p=float(min_p),
+        bits=contiguous(bits) if type(bits) is type(logits) else asarray(bits, like=logits),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
     )
 
 
