@@ -189,8 +189,8 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
       for (long k = 0; k < a.k; ++k) gathered.data[i * a.k + k] = a.x[used.data[i] * a.k + k];
   const T* x = gather ? gathered.data : a.x;
 
-  const long rows_most = min_long(count, kBackwardRows), input_panels = ceil_div(a.k, kPanel);
-  Scratch<T> g(rows_most * kBlock), x_panels(panel_elements(rows_most, a.k)), w_panels(panel_elements(kBlock, a.k));
+  const long rows_most = min_long(count, kBackwardRows), input_panels = ceil_div(a.k, kPanel), threads = num_threads();
+  Scratch<T> g(rows_most * kBlock), x_panels(panel_elements(rows_most, a.k));
   Scratch<T> logit_panels(a.logits ? 0 : panel_elements(a.k, kBlock)), sums(kBlock);
   for (long m0 = 0; m0 < count; m0 += kBackwardRows) {
     const long rows = min_long(kBackwardRows, count - m0);
@@ -198,33 +198,40 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
     for (long v0 = 0; v0 < a.v; v0 += kBlock) {
       const long columns = min_long(kBlock, a.v - v0);
       const T* weight = a.weight + v0 * a.k;
-      if (!a.logits)
-        parallel(ceil_div(columns, kPanel),
-                 [&](long p) { pack_panel(weight, 1, a.k, a.k, columns, p, logit_panels.data + p * a.k * kPanel); });
       const Product<T> logits = {
           rows,    a.k,  columns, x + m0 * a.k, a.k, false, logit_panels.data, g.data, columns, a.bias ? a.bias + v0 : nullptr,
           nullptr, false};
-      parallel(ceil_div(rows, kForwardRows), [&](long block) {
-        const long first = block * kForwardRows, last = min_long(rows, first + kForwardRows);
-        if (!a.logits) logits.run(first, last, 0, ceil_div(columns, kPanel));
-        for (long r = first; r < last; ++r) {
-          const long m = used.data[m0 + r];
-          T* row = g.data + r * columns;
-          differentiate_logits(a, m, v0, columns, a.logits ? a.logits + m * a.v + v0 : row, row);
-        }
-      });
       const Product<T> dweight = {columns, rows,    a.k,     g.data, columns, true, x_panels.data, a.dweight + v0 * a.k,
                                   a.k,     nullptr, nullptr, m0 > 0};
-      dweight.run_parallel();
-      if (a.dbias) {
-        column_sums(rows, columns, g.data, columns, sums.data);
-        for (long j = 0; j < columns; ++j) a.dbias[v0 + j] = m0 ? a.dbias[v0 + j] + sums.data[j] : sums.data[j];
-      }
-      parallel(input_panels,
-               [&](long p) { pack_panel(weight, a.k, 1, columns, a.k, p, w_panels.data + p * columns * kPanel); });
-      const Product<T> dx = {rows,          columns, a.k, g.data,  columns,        false,
-                             w_panels.data, a.dx,    a.k, nullptr, used.data + m0, v0 > 0};
-      dx.run_parallel();
+      // Some columns are one task up to their part of dweight: their gradients stay in the cache of the core that made them.
+      const long width = ceil_div(ceil_div(columns, threads), kPanel) * kPanel;
+      parallel(ceil_div(columns, width), [&](long task) {
+        const long first = task * width, last = min_long(columns, first + width);
+        if (!a.logits) {
+          const long p0 = first / kPanel, p1 = ceil_div(last, kPanel);
+          for (long p = p0; p < p1; ++p) pack_panel(weight, 1, a.k, a.k, columns, p, logit_panels.data + p * a.k * kPanel);
+          logits.run(0, rows, p0, p1);
+        }
+        for (long r = 0; r < rows; ++r) {
+          const long m = used.data[m0 + r];
+          T* row = g.data + r * columns + first;
+          differentiate_logits(a, m, v0 + first, last - first, a.logits ? a.logits + m * a.v + v0 + first : row, row);
+        }
+        for (long j = first; j < last; j += kForwardRows) dweight.run(j, min_long(last, j + kForwardRows), 0, input_panels);
+        if (!a.dbias) return;
+        column_sums(rows, last - first, g.data + first, columns, sums.data + first);
+        for (long j = first; j < last; ++j) a.dbias[v0 + j] = m0 ? a.dbias[v0 + j] + sums.data[j] : sums.data[j];
+      });
+      // A panel is packed where it is used. Where there are few, each is for some of the rows only.
+      const long groups = min_long(ceil_div(rows, kTileRows), ceil_div(2 * threads, input_panels));
+      parallel(input_panels * groups, [&](long task) {
+        const long p = task / groups, group = task % groups;
+        Scratch<T> panel(columns * kPanel);
+        pack_panel(weight, a.k, 1, columns, a.k, p, panel.data);
+        const Product<T> dx = {rows, columns, a.k,     g.data,         columns, false, panel.data,
+                               a.dx, a.k,     nullptr, used.data + m0, v0 > 0,  p};
+        dx.run(group * rows / groups, (group + 1) * rows / groups, p, p + 1);
+      });
     }
   }
 }
