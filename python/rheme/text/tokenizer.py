@@ -37,9 +37,9 @@ class Tokenizer:
         ids = [self._processor.pad_id(), self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id()]
         if ids != [0, 1, 2, 3]:
             raise InputError(f"tokenizer.model has pad, unk, bos, eos at {ids}; rheme needs 0, 1, 2, 3")
-        self._byte_ids = frozenset(index for index in range(len(self)) if self._processor.is_byte(index))
-        single = (self._processor.id_to_piece(index) for index in range(len(self)))
-        self.characters = frozenset(piece for piece in single if len(piece) == 1)
+        every = list(range(len(self)))
+        self._byte_ids = frozenset(index for index, byte in enumerate(self._processor.is_byte(every)) if byte)
+        self.characters = frozenset(piece for piece in self._processor.id_to_piece(every) if len(piece) == 1)
 
     @classmethod
     def train(
