@@ -150,16 +150,17 @@ class Seq2SeqState:
     def select(self, indices: Any) -> "Seq2SeqState":
         """Rows reordered, repeated or dropped. The memory is copied only when its sentences change."""
         indices = np.asarray(indices, np.int64)
-        owner = self.owner[indices]
         layers = tuple(ops.contiguous(layer[:, indices]) for layer in self.layers)
         latent = None if self.latent is None else ops.contiguous(self.latent[indices])
-        sentences, rounds = _rounds(owner)
-        if rounds == 0:
-            sentences = owner  # no common order: each row gets a memory of its own
-        memory = self.memory
-        if len(sentences) != len(memory.lengths) or not np.array_equal(sentences, np.arange(len(sentences))):
-            memory = memory.select(sentences)
-            owner = np.tile(np.arange(len(sentences)), max(rounds, 1))
+        memory, owner = self.memory, self.owner
+        if len(memory.lengths) > 1 or len(indices) != len(owner):  # else the beams of one sentence, as they were
+            owner = owner[indices]
+            sentences, rounds = _rounds(owner)
+            if rounds == 0:
+                sentences = owner  # no common order: each row gets a memory of its own
+            if len(sentences) != len(memory.lengths) or not np.array_equal(sentences, np.arange(len(sentences))):
+                memory = memory.select(sentences)
+                owner = np.tile(np.arange(len(sentences)), max(rounds, 1))
         return Seq2SeqState(memory, owner, layers, latent)  # type: ignore[arg-type]
 
 

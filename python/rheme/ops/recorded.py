@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -96,6 +97,7 @@ class _Recorded:
         results: list[Array] = []
         self._spec = _flatten(after, results, every=True)
         self._results = [numbers.get(id(array), array) for array in results]  # an array, or the number of the input that it is
+        self._after: tuple[list[Array], Any] | None = None
         self.written = {id(array) for array in results if id(array) not in numbers}
         # Where the state after it can be given to it again as it stands: what is then to be copied where.
         again: list[Array] = []
@@ -105,8 +107,11 @@ class _Recorded:
         self.closed = same and all(target is source for target, source in pairs if id(source) in numbers)
 
     def after(self, leaves: Sequence[Array]) -> Any:
-        """The state after it, where it was given these."""
-        return _rebuild(self._spec, [leaves[item] if isinstance(item, int) else item for item in self._results])
+        """The state after it, where it was given these: the very one of the last time, where it has the same arrays."""
+        results = [leaves[item] if isinstance(item, int) else item for item in self._results]
+        if self._after is None or any(map(operator.is_not, results, self._after[0])):
+            self._after = results, _rebuild(self._spec, [*results])
+        return self._after[1]
 
 
 _MOST = 16  # shapes, each with memory for its state
