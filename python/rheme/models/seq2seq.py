@@ -135,9 +135,8 @@ class Seq2SeqState:
     owner: Ids
     layers: tuple[Array, Array, Array, Array]  # h and c of layer 1, h and c of layer 2: F (1, B, H)
     latent: Array | None  # F (B, D)
-    weights: Array | None = field(
-        default=None, metadata={"read": False}
-    )  # of the last step's attention: F (sentences, rounds, S)
+    # of the last step's attention: F (sentences, rounds, S); no step reads them
+    weights: Array | None = field(default=None, metadata={"read": False})
 
     @property
     def attention(self) -> tuple[Array, Ids] | None:

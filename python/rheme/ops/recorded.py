@@ -121,9 +121,9 @@ _kept = threading.local()  # its recordings are written by one thread at a time
 class Captured:
     """step(ids, state) -> (logits, state) of a model whose step is nothing but ops, as recordings.
 
-    A shape is recorded when it comes again; those that have not come for longest are forgotten. What a call
-    returns holds until the next one: copy what is to be kept, as `select` does. A field of a state that the step only writes
-    says so: `field(metadata={"read": False})`. The weights must not change while it is in use.
+    A shape is recorded when it comes again; those that have not come for longest are forgotten. What a call returns holds until
+    the next one: copy what is to be kept, as `select` does. A field of a state that the step only writes says so:
+    `field(metadata={"read": False})`. The weights must not change while it is in use.
     """
 
     def __init__(self, step: Step, recorder: Recorder) -> None:

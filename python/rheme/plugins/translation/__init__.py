@@ -436,14 +436,15 @@ class Translation(Task):
             return found
         limits = [min(settings.max_new_tokens, 3 * len(rows[i][j].ids) + 16) for i, j in jobs]
         require, reserved = [], []
+        digits = digit_ids(tuple(self.tokenizer.surfaces)) if bound else frozenset()
         for (i, j), limit in zip(jobs, limits, strict=True):
             kept: list[str] = []
             for text in rows[i][j].require if bound else ():
                 if sum(len(ids) for ids in self.tokenizer.encode([*kept, text])) <= limit // 2:
                     kept.append(text)
             require.append([*(settings.require if first[i] == j else ()), *kept])
-            whole = bound and len(kept) == len(rows[i][j].require)
-            reserved.append(digit_ids(tuple(self.tokenizer.surfaces)) if whole and rows[i][j].numbered else frozenset())
+            whole = len(kept) == len(rows[i][j].require)
+            reserved.append(digits if whole and rows[i][j].numbered else frozenset())
         plain = msgspec.structs.replace(settings, require=(), prefix="")
         constraints = decoding.Constraints.of_texts(
             plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits
