@@ -279,6 +279,8 @@ def test_config_mistakes() -> None:
         ({"model": {"dropout": 2}}, "dropout"),
         ({"vocab_size": 0}, "at least 4"),
         ({"subword_dropout": 1}, "below 1"),
+        ({"number_copies": 0}, "at least 1"),
+        ({"name_share": -1}, "name_share = -1"),
     ):
         with pytest.raises(InputError, match=message):
             tasks.configure(cls.Config, values, "task")
@@ -374,34 +376,6 @@ def test_entities_are_words_where_training_saw_them() -> None:
     task.setup(PAIRS)
     assert not task.config.entities
     assert "&apos;" in [part.text for part in task._cutter.parts("it &apos;s big")]
-
-
-def test_a_translation_holds_no_numbers_beside_those_of_its_source() -> None:
-    def digits(text: str) -> list[str]:
-        return sorted(char for char in text if char.isdigit())
-
-    task = rheme.load("translation", to="fr")
-    texts = ["Visit us on 12/05 at 7:30.", "Call me at 555-1234 before 9:15.", "It costs $25.50.", "I have 3 cats and 25 dogs."]
-    for options in (
-        {"num_beams": 1},
-        {"num_beams": 3, "num_return_sequences": 3},
-        {"do_sample": True, "num_beams": 1, "seed": 2},
-    ):
-        for text, result in zip(texts, task(texts, to="fr", from_="en", **options), strict=True):
-            for found in (result, *result.alternatives):
-                assert digits(found.text) == digits(text), (options, found.text)
-
-
-def test_digits_that_are_asked_for_are_none_too_many() -> None:
-    task = rheme.load("translation", to="fr")
-    for options, held in (
-        ({"require": ["2024"]}, "2024"),
-        ({"prefix": "1. "}, "1. "),
-        ({"glossary": {"3 cats": "3 chats"}}, "3 chats"),
-    ):
-        result = task("I have 3 cats.", to="fr", from_="en", **options)
-        assert held in result.text
-        assert "truncated" not in result.warnings, "which says that something is lost"
 
 
 def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:

@@ -161,8 +161,12 @@ class Task:
         raise NotImplementedError
 
     def encode_all(self, examples: Sequence[Any]) -> list[Any]:
-        """The items to train on; called once. By default one an example; a task may give more (translation: two directions)."""
+        """The items of examples. By default one an example; a task may give more (translation: two directions)."""
         return [self.encode(example) for example in examples]
+
+    def training_items(self, examples: Sequence[Any]) -> list[Any]:
+        """The items to train on; called once. By default those that validation would have."""
+        return self.encode_all(examples)
 
     def size(self, item: Any) -> int:
         """The length of an encoded item, for batches of nearly equal lengths."""

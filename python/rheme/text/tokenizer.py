@@ -173,7 +173,7 @@ class Tokenizer:
         cut: list[list[int]] = self._processor.encode(texts, enable_sampling=True, alpha=dropout, nbest_size=-1, num_threads=1)
         return cut
 
-    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+    def decode(self, sequences: Sequence[Sequence[int] | NDArray[Any]]) -> list[str]:
         """Text, with its capitals and spaces; pad, bos and eos are left out, and bytes that form no character."""
         silent = (self.pad_id, self.bos_id, self.eos_id)
         plain = [[int(index) for index in ids if index not in silent] for ids in sequences]

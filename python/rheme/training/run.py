@@ -79,7 +79,7 @@ class Run:
     ) -> None:
         self.task, self.model, self.out, self.config, self.card = task, task.model, out, config, card
         self.train_examples, self.valid_examples = train, valid
-        self.items = task.encode_all(train)
+        self.items = task.training_items(train)
         self.valid_items = task.encode_all(valid) if len(valid) else []
         if not self.items:
             raise InputError("there is nothing to train on: every training example was left out")

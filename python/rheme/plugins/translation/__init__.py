@@ -6,6 +6,7 @@ A bundled model hands a text that is in none of its languages, or to be brought 
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from rheme.errors import InputError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, stand_ins
+from rheme.plugins.translation.redrawing import Redrawing
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
@@ -38,6 +40,7 @@ Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, sou
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
+_SPACES = re.compile(" {2,}")
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 
 
@@ -48,7 +51,9 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     max_train_length: pairs with a longer side are left out of training. separate: with both directions, each has an encoder, an
     attention and a decoder of its own; from a model that had them in common (`init`) both begin as copies. subword_dropout:
     share of the merges of pieces left out in training, so that a word is met in other pieces each time (0.1 makes sentences a
-    third longer).
+    third longer). number_copies: how often an epoch has a pair with the same numbers on both sides, each time with other digits
+    (1: once, as it is). name_share: share of the pairs with a name on both sides that are trained on with a made-up one. So
+    numbers and names are copied, although few pairs hold any, or ever the same ones.
     Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
     are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
     that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
@@ -64,6 +69,8 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     max_train_length: int = 120
     separate: bool = False
     subword_dropout: float = 0.0
+    number_copies: int = 1
+    name_share: float = 0.0
     copy_unknown: bool = False
     whole_sentences: bool = False
     entities: bool = False
@@ -76,11 +83,12 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
             raise InputError(f"languages = {','.join(self.languages)}: two different codes are needed, such as en,fr")
         if self.directions not in ("both", "forward", "backward"):
             raise InputError(f"directions = {self.directions}: one of both, forward, backward")
-        for name in ("vocab_size", "max_source_length", "max_train_length"):
-            if getattr(self, name) < 4:
-                raise InputError(f"{name} = {getattr(self, name)}: must be at least 4")
-        if not 0 <= self.subword_dropout < 1:
-            raise InputError(f"subword_dropout = {self.subword_dropout}: must be at least 0 and below 1")
+        for name, least in (("vocab_size", 4), ("max_source_length", 4), ("max_train_length", 4), ("number_copies", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        for name in ("subword_dropout", "name_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
 
 
 class Translation(Task):
@@ -93,6 +101,8 @@ class Translation(Task):
     tunable: ClassVar[tuple[str, ...]] = (
         "separate",
         "subword_dropout",
+        "number_copies",
+        "name_share",
         "whole_sentences",
         "entities",
         "model.dropout",
@@ -110,6 +120,7 @@ class Translation(Task):
         self.options = {"num_beams": 4, "length_penalty": 0.8, "max_new_tokens": 128}
         self._bundled = False
         self._precision: str | None = None
+        self._redrawing: Redrawing | None = None  # in training, where the config asks for it
         self._others: dict[Path, Translation] = {}  # bundled models already loaded
 
     # Data ------------------------------------------------------------------------------------------------------------------
@@ -228,12 +239,23 @@ class Translation(Task):
             items += [(tag, sides[source][i], sides[target][i]) for i in keep]
         return items
 
+    def training_items(self, examples: Sequence[tuple[str, str]]) -> list[Item]:
+        """With `number_copies` of the pairs whose numbers can be redrawn."""
+        items = self.encode_all(examples)
+        more = self.config.number_copies - 1
+        if not more and not self.config.name_share:
+            return items
+        redrawing = self._redrawing = Redrawing(self.tokenizer, examples)
+        return items + more * [item for item in items if redrawing.numbered(item[1:])]
+
     def size(self, item: Item) -> int:
         """The longer side, with its tag or end."""
         return max(len(item[1]), len(item[2])) + 1
 
     def loss(self, items: Sequence[Item], step_seed: int) -> tuple[Any, int, dict[str, float]]:
         """Summed cross-entropy of the target pieces and the end of each sentence."""
+        if self.model.training and self._redrawing:
+            items = self._redrawn(self._redrawing, items, step_seed)
         if self.model.training and self.config.subword_dropout:
             items = self._recut(items, step_seed)
         if isinstance(self.model, Seq2Seq):
@@ -260,6 +282,14 @@ class Translation(Task):
         sides = [ids for item in items for ids in item[1:]]
         cut = (np.array(ids, np.int32) for ids in self.tokenizer.resample(sides, self.config.subword_dropout, seed))
         return [(tag, next(cut), next(cut)) for tag, _, _ in items]
+
+    def _redrawn(self, redrawing: Redrawing, items: Sequence[Item], seed: int) -> list[Item]:
+        """The items, some with other numbers and names."""
+        pairs = [item[1:] for item in items]
+        if self.config.number_copies > 1:
+            pairs = redrawing.numbers(pairs, seed)
+        pairs = redrawing.names(pairs, self.config.name_share, seed)
+        return [(item[0], *pair) for item, pair in zip(items, pairs, strict=True)]
 
     # Use -------------------------------------------------------------------------------------------------------------------
 
@@ -508,6 +538,7 @@ class Translation(Task):
         out, after = "", False  # after: a translation has just ended
         for number, (part, translated) in enumerate(zip(parts, texts, strict=True)):
             if part.ids:
+                translated = _SPACES.sub(" ", translated)  # a number that is bound to be written may bring a second one
                 for name, span in part.stand_ins:
                     translated = translated.replace(name, span)
                 head = part.text[: len(part.text) - len(part.text.lstrip())]

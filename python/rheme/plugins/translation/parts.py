@@ -31,7 +31,8 @@ _WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 _TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
-_NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-])[0-9]+(?:[.,:/-][0-9]+)*(?!{_WORD})")
+_AMOUNT = r"[$€£¥]?[0-9]+(?:[.,:/-][0-9]+)*(?: ?[%€$£¥])?"
+_NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-]){_AMOUNT}(?!{_WORD})")
 
 
 @dataclass(frozen=True)
