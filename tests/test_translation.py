@@ -17,7 +17,6 @@ from rheme import nn, tasks
 from rheme.decoding import Hypothesis
 from rheme.errors import InputError
 from rheme.plugins.translation import checks, reranking
-from rheme.plugins.translation.parts import stand_ins
 from rheme.tasks import Result
 from rheme.text import language
 
@@ -81,7 +80,7 @@ def test_unknown_characters_are_copied(translator: Any) -> None:
         assert "out_of_domain" in result.warnings
     assert "out_of_domain" not in translator("The cat", to="fr").warnings
     assert "Łódź" in translator("The dog, Łódź.", to="fr").text, "a word with an unknown letter is copied whole"
-    parts = translator._cutter.parts("The “cat” is bïg—here")
+    parts = translator._cutters["fr"].parts("The “cat” is bïg—here")
     assert all(part.ids or not part.text.strip() for part in parts), (
         "quotes, dashes and accents are written plainer, not copied"
     )
@@ -91,7 +90,7 @@ def test_unknown_characters_are_copied(translator: Any) -> None:
     "text", ["word " * 3000, "The cat is big. " * 400, "a" * 3000, "The dog, the cat, " * 200 + "\n\nThe house."]
 )
 def test_long_texts_are_cut_and_nothing_is_dropped(translator: Any, text: str) -> None:
-    parts = translator._cutter.parts(text)
+    parts = translator._cutters["fr"].parts(text)
     assert all(len(part.ids) <= translator.config.max_source_length + 3 for part in parts), "a full stop may be added"
     assert "".join("".join(part.text for part in parts).split()) == "".join(text.split())
     for part in parts:
@@ -102,7 +101,7 @@ def test_long_texts_are_cut_and_nothing_is_dropped(translator: Any, text: str) -
 
 def test_sentences_are_cut_at_their_ends(translator: Any) -> None:
     text = "The cat is big. The dog is small!\n\nThe house is near the station. The dog, the cat, the house are big and small."
-    parts = translator._cutter.parts(text)
+    parts = translator._cutters["fr"].parts(text)
     sentences = [translator.tokenizer.decode([part.ids])[0] for part in parts if part.ids]
     assert sentences[:2] == ["The cat is big.", "The dog is small!"]
     assert any(part.text == "\n\n" for part in parts)
@@ -345,13 +344,13 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("stand_ins", [[], ["Tom", "Boston", "Paris"]], ids=["divided", "stand-ins"])
+@pytest.mark.parametrize("stand_ins", [(), ("Tom", "Boston", "Paris")], ids=["divided", "stand-ins"])
 @given(st.lists(st.sampled_from([*INLINE, *NUMBERS, *MARKUP, *WORDS]), max_size=9))
 @settings(max_examples=25, deadline=None)
-def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: list[str], tokens: list[str]) -> None:
+def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: tuple[str, ...], tokens: list[str]) -> None:
     """By a model that writes nonsense: nothing of it is lost, doubled (but numbers) or, for markup, put in another order."""
     text = " ".join(tokens)
-    translator.config.stand_ins[:] = stand_ins
+    translator.config.stand_ins.update(zip(stand_ins, stand_ins, strict=True))
     try:
         answer = translator(text, to="fr", num_beams=2, max_new_tokens=90).text
     finally:
@@ -372,10 +371,10 @@ def test_entities_are_words_where_training_saw_them() -> None:
     task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": SMALL}))
     task.setup([*PAIRS, ("it &apos;s a cat", "c &apos;est un chat")])
     assert task.config.entities
-    assert [part.text for part in task._cutter.parts("it &apos;s <b> big")] == ["it &apos;s ", "<b>", " big"]
+    assert [part.text for part in task._cutters["fr"].parts("it &apos;s <b> big")] == ["it &apos;s ", "<b>", " big"]
     task.setup(PAIRS)
     assert not task.config.entities
-    assert "&apos;" in [part.text for part in task._cutter.parts("it &apos;s big")]
+    assert "&apos;" in [part.text for part in task._cutters["fr"].parts("it &apos;s big")]
 
 
 def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
@@ -385,13 +384,6 @@ def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
         assert all("1,234.50" in text for text in [answer.text, *(other.text for other in answer.alternatives)])
     with pytest.raises(InputError, match="leave do_sample out"):
         translator("The cat is big.", require=["chat"], **options)
-
-
-def test_stand_ins_are_names_that_both_sides_share() -> None:
-    pairs = [("Tom met Mary.", "Tom rencontra Marie."), ("Boston is big.", "Boston est grand.")] * 70 + [
-        ("The end.", "La fin.")
-    ] * 99
-    assert stand_ins(pairs) == ["Boston", "Tom"]
 
 
 def test_layout_is_kept(translator: Any) -> None:

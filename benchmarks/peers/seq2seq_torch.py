@@ -277,9 +277,10 @@ def decode(given: argparse.Namespace) -> None:
     twin = Twin(exact.config.model).take(exact._into(given.to)).eval()
     pairs = exact.read([given.data])[: given.sentences]
     side = exact.config.languages.index(exact.direction(given.to, given.source)[0])
-    texts = [text for pair in pairs if (text := pair[side]) and len(exact._cutter.parts(text)) == 1]
+    cut = exact._cutters[given.to].parts
+    texts = [text for pair in pairs if (text := pair[side]) and len(parts := cut(text)) == 1 and not parts[0].stand_ins]
     tokenizer, tag = exact.tokenizer, exact._tags[given.to]
-    rows = [[tag, *exact._cutter.parts(text)[0].ids] for text in texts]
+    rows = [[tag, *cut(text)[0].ids] for text in texts]
     barred = torch.tensor(exact._unwritable)
 
     def torch_all(size: int) -> list[list[int]]:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from rheme import decoding, metrics, ops, storage, tasks
 from rheme.errors import InputError
-from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig, TwoWay
+from rheme.models.seq2seq import Seq2Seq, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
-from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, stand_ins
+from rheme.plugins.translation.config import TranslationConfig
+from rheme.plugins.translation.names import Names, pack, stand_ins
+from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids
 from rheme.plugins.translation.redrawing import Redrawing
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
@@ -42,53 +44,6 @@ _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, s
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _SPACES = re.compile(" {2,}")
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
-
-
-class TranslationConfig(msgspec.Struct, kw_only=True):
-    """languages: the codes of the first and the second column. directions: both, forward (first to second) or backward.
-
-    vocab_size: pieces for both languages. max_source_length: a longer sentence (in pieces) is translated in parts.
-    max_train_length: pairs with a longer side are left out of training. separate: with both directions, each has an encoder, an
-    attention and a decoder of its own; from a model that had them in common (`init`) both begin as copies. subword_dropout:
-    share of the merges of pieces left out in training, so that a word is met in other pieces each time (0.1 makes sentences a
-    third longer). number_copies: how often an epoch has a pair with the same numbers on both sides, each time with other digits
-    (1: once, as it is). name_share: share of the pairs with a name on both sides that are trained on with a made-up one. So
-    numbers and names are copied, although few pairs hold any, or ever the same ones.
-    Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
-    are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
-    that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
-    translated like words instead of being carried through; stand_ins, names that stay the same in both languages; profiles, by
-    which the languages are told apart.
-    """
-
-    languages: list[str] = msgspec.field(default_factory=lambda: ["en", "fr"])
-    directions: str = "both"
-    vocab_size: int = 8000
-    normalization: str = "nmt_nfkc"
-    max_source_length: int = 30
-    max_train_length: int = 120
-    separate: bool = False
-    subword_dropout: float = 0.0
-    number_copies: int = 1
-    name_share: float = 0.0
-    copy_unknown: bool = False
-    whole_sentences: bool = False
-    entities: bool = False
-    stand_ins: list[str] = msgspec.field(default_factory=list)
-    profiles: dict[str, str] = msgspec.field(default_factory=dict)
-    model: Seq2SeqConfig = msgspec.field(default_factory=Seq2SeqConfig)
-
-    def __post_init__(self) -> None:
-        if len(self.languages) != 2 or len(set(self.languages)) != 2:
-            raise InputError(f"languages = {','.join(self.languages)}: two different codes are needed, such as en,fr")
-        if self.directions not in ("both", "forward", "backward"):
-            raise InputError(f"directions = {self.directions}: one of both, forward, backward")
-        for name, least in (("vocab_size", 4), ("max_source_length", 4), ("max_train_length", 4), ("number_copies", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        for name in ("subword_dropout", "name_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
 
 
 class Translation(Task):
@@ -187,8 +142,9 @@ class Translation(Task):
             self.model.load_state_dict(before.state_dict())
 
     def learn_forms(self, examples: Sequence[tuple[str, str]]) -> None:
-        """Fill in what the config keeps of the languages themselves: `stand_ins` and `profiles`."""
+        """Fill in what the config keeps of the languages themselves: `stand_ins`, `words` and `profiles`."""
         self.config.stand_ins = stand_ins(examples)
+        self.config.words = {code: pack(examples, side) for side, code in enumerate(self.config.languages)}
         some = examples[:: max(1, len(examples) // _PROFILED)]
         self.config.profiles = {
             code: language.profile(pair[side] for pair in some) for side, code in enumerate(self.config.languages)
@@ -202,14 +158,19 @@ class Translation(Task):
         self._tags = {code: self.tokenizer.piece_id(f"<2{code}>") for code in self.config.languages}
         self._unwritable = self.tokenizer.unwritable
         config = self.config
-        self._cutter = Cutter(
-            self.tokenizer,
-            config.max_source_length,
-            config.stand_ins,
-            config.whole_sentences,
-            config.copy_unknown,
-            config.entities,
-        )
+        known = config.stand_ins, {other: name for name, other in config.stand_ins.items()}
+        self._cutters = {
+            config.languages[target]: Cutter(
+                self.tokenizer,
+                config.max_source_length,
+                Names(config.words.get(config.languages[source], "")),
+                known[source],
+                config.whole_sentences,
+                config.copy_unknown,
+                config.entities,
+            )
+            for source, target in self._pairs()
+        }
         self.model = (TwoWay if config.separate and config.directions == "both" else Seq2Seq)(config.model)
 
     def _into(self, target: str) -> Seq2Seq:
@@ -408,7 +369,8 @@ class Translation(Task):
         self, inputs: Sequence[str], target: str, settings: TranslationOptions, glossary: Mapping[str, str] | None
     ) -> list[Result]:
         """Translations by this model."""
-        rows = [self._cutter.parts(text, glossary) for text in inputs]
+        spelt = "\n".join((settings.prefix, *settings.require, *settings.forbid))
+        rows = [self._cutters[target].parts(text, glossary, spelt) for text in inputs]
         found = self._decode(rows, target, settings, [[None] * len(row) for row in rows], bound=False)
         # What does not hold all that it must is written again, bound to it and therefore by a beam search; where even then a
         # stand-in does not stand just once, its sentence is translated in pieces around what it stands for.
@@ -473,8 +435,11 @@ class Translation(Task):
                 if sum(len(ids) for ids in self.tokenizer.encode([*kept, text])) <= limit // 2:
                     kept.append(text)
             require.append([*(settings.require if first[i] == j else ()), *kept])
-            whole = len(kept) == len(rows[i][j].require)
-            reserved.append(digits if whole and rows[i][j].numbered else frozenset())
+            only: frozenset[int] = frozenset()
+            if bound and len(kept) == len(rows[i][j].require):
+                names = self.tokenizer.encode([name for name, _ in rows[i][j].stand_ins])
+                only = frozenset(ids[0] for ids in names if len(ids) == 1) | (digits if rows[i][j].numbered else frozenset())
+            reserved.append(only)
         plain = msgspec.structs.replace(settings, require=(), prefix="")
         constraints = decoding.Constraints.of_texts(
             plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits

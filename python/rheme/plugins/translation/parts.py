@@ -1,8 +1,8 @@
 """A text in parts: sentences to translate, and what is carried through as it stands.
 
 Carried through unchanged: white space and line ends, URLs, e-mail addresses, placeholders, markup, characters that the model
-does not know. Where it can, a URL, an address or a placeholder stays in its sentence, under a name that the model copies
-(`stand_ins`); numbers stay as they are, and the translation must hold them.
+does not know. Where it can, a URL, an address, a placeholder or an unknown name stays in its sentence, under a name that the
+model translates surely (`stand_ins`); numbers stay as they are, and the translation must hold them.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from rheme.plugins.translation.names import WORD, Names
 from rheme.text.sentences import SENTENCE, Form, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
 
@@ -27,20 +28,21 @@ _INLINE = (
     r"|(?<!\w)[@#]\w*[A-Za-z]\w*|(?<![\w/])(?:~|\.{1,2})?/[\w-][\w.-]*(?:/[\w.-]*)*(?<!\.)"  # mentions, paths
     r"|\b\w+(?:_\w+)+\b|\b[A-Za-z]+[0-9]\w*(?:\.[0-9]+)*\b|\b[0-9]+[A-Za-z]+[0-9]\w*\b"  # identifiers: my_name, A4, v1.2
 )
-_WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
-_NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
 _TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
 _AMOUNT = r"[$€£¥]?[0-9]+(?:[.,:/-][0-9]+)*(?: ?[%€$£¥])?"
-_NUMBER = re.compile(rf"(?<!{_WORD})(?<![0-9][.,:/-]){_AMOUNT}(?!{_WORD})")
+_NUMBER = re.compile(rf"(?<!{WORD})(?<![0-9][.,:/-]){_AMOUNT}(?!{WORD})")
+
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Part:
     """A piece of an input: text to translate (ids, and the form it had), or to copy (no ids).
 
-    require: what the translation must hold. stand_ins: (name, what it stands for); `whole`: the same text in parts that
-    need no stand-ins. unknown: it holds characters that the model does not know.
+    require: what the translation must hold. stand_ins: (name in the translation, what it stands for); `whole`: the same text in
+    parts that need no stand-ins. unknown: it holds characters that the model does not know.
     """
 
     text: str
@@ -71,81 +73,98 @@ class Part:
 
 
 class Cutter:
-    """Cuts texts into parts for one model.
+    """Cuts texts into parts for one direction of a model.
 
-    limit: pieces of a part, at most. stand_ins: names that the model copies. whole_sentences, copy_unknown, entities: as in
-    the config.
+    limit: pieces of a part, at most. names: tells unknown ones. stand_ins: names of the source, and what the model makes of
+    them. whole_sentences, copy_unknown, entities: as in the config.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         limit: int,
-        stand_ins: Sequence[str],
+        names: Names,
+        stand_ins: Mapping[str, str],
         whole_sentences: bool,
         copy_unknown: bool,
         entities: bool,
     ) -> None:
-        self._tokenizer, self._limit, self._stand_ins = tokenizer, limit, stand_ins
+        self._tokenizer, self._limit, self._names, self._stand_ins = tokenizer, limit, names, stand_ins
         self._whole_sentences, self._copy_unknown, self._entities = whole_sentences, copy_unknown, entities
         self._folded: dict[str, tuple[str, bool]] = {}
 
-    def parts(self, text: str, glossary: Mapping[str, str] | None = None) -> list[Part]:
-        """The parts of a text, in order. glossary: source term -> what the translation must hold."""
+    def parts(self, text: str, glossary: Mapping[str, str] | None = None, spelt: str = "") -> list[Part]:
+        """The parts of a text, in order.
+
+        glossary: source term -> what the translation must hold. spelt: what else is said of its words; a name in it or in the
+        glossary is left to the model.
+        """
         terms = {term.casefold(): wanted for term, wanted in (glossary or {}).items()}
         spans = [span for span in _SPANS.finditer(text) if not (self._entities and ENTITY.fullmatch(span[0]))]
         opaque = list(text)  # in which a span is one word, so that no sentence ends within it
+        plain = list(text)  # in which it is no name
         for span in spans:
-            opaque[span.start() : span.end()] = "X" * len(span[0])
+            opaque[slice(*span.span())], plain[slice(*span.span())] = ("X" * len(span[0]), "0" * len(span[0]))
+        spelt = "\n".join((spelt, *terms, *terms.values())).casefold()
         parts: list[Part] = []
         start = 0
         for sentence in split_sentences("".join(opaque)):
             end = start + len(sentence)
             inside = [span for span in spans if start <= span.start() and span.end() <= end]
-            parts += self._sentence(text, start, end, inside, terms)
+            names = [(start + a, start + b) for a, b in self._names.find("".join(plain[start:end]))]
+            names = [span for span in names if text[slice(*span)].casefold() not in spelt]
+            parts += self._sentence(text, start, end, inside, names, terms)
             start = end
         return parts
 
     def _sentence(
-        self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]
+        self, text: str, start: int, end: int, spans: list[re.Match[str]], names: list[Span], terms: Mapping[str, str]
     ) -> Iterator[Part]:
         """A sentence, divided at its markup."""
-        inline: list[re.Match[str]] = []
+        inline: list[Span] = []
         for span in spans:
             if span.lastgroup == "inline":
-                inline.append(span)
+                inline.append(span.span())
                 continue
-            yield from self._run(text, start, span.start(), inline, terms)
+            yield from self._run(text, start, span.start(), inline, names, terms)
             yield Part(span[0])
             start, inline = span.end(), []
-        yield from self._run(text, start, end, inline, terms)
+        yield from self._run(text, start, end, inline, names, terms)
 
-    def _run(self, text: str, start: int, end: int, spans: list[re.Match[str]], terms: Mapping[str, str]) -> list[Part]:
-        """A sentence, or a piece between markup: with stand-ins for its spans, or divided at them."""
+    def _run(
+        self, text: str, start: int, end: int, spans: list[Span], names: list[Span], terms: Mapping[str, str]
+    ) -> list[Part]:
+        """A sentence, or a piece between markup: with stand-ins for its spans and unknown names, or divided at the spans."""
         divided: list[Part] = []
         position = start
         for span in spans:
-            divided += self._plain(text[position : span.start()], terms)
-            divided.append(Part(span[0]))
-            position = span.end()
+            divided += self._plain(text[position : span[0]], terms)
+            divided.append(Part(text[slice(*span)]))
+            position = span[1]
         divided += self._plain(text[position:end], terms)
-        if not spans or not any(part.ids for part in divided):
+        if not any(part.ids for part in divided):
             return divided
-        names = [name for name in self._stand_ins if name.casefold() not in text[start:end].casefold()]
-        if len(names) < len(spans) or any(part.unknown for part in divided):
-            return divided
-        pairs = [(name, span[0]) for name, span in zip(names, spans, strict=False)]
+        free = [name for name in self._stand_ins if name.casefold() not in text[start:end].casefold()]
+        named = [name for name in names if start <= name[0] and name[1] <= end][: max(0, len(free) - len(spans))]
+        for marked in dict.fromkeys((tuple(sorted(spans + named)), tuple(spans))):
+            if 0 < len(marked) <= len(free) and (part := self._under_names(text, start, end, marked, free, terms)):
+                return [replace(part, whole=tuple(divided))]
+        return divided
+
+    def _under_names(
+        self, text: str, start: int, end: int, spans: Sequence[Span], names: Sequence[str], terms: Mapping[str, str]
+    ) -> Part | None:
+        """A run with names in place of its spans, if that makes it one part."""
         replaced, position = "", start
-        for (name, _), span in zip(pairs, spans, strict=True):
-            replaced += text[position : span.start()] + name
-            position = span.end()
-        replaced += text[position:end]
-        found = self._plain(replaced, terms)
+        for name, span in zip(names, spans, strict=False):
+            replaced += text[position : span[0]] + name
+            position = span[1]
+        found = self._plain(replaced + text[position:end], terms)
         if len(found) != 1 or not found[0].ids:
-            return divided
-        part = found[0]
-        require = (*part.require, *(name for name, _ in pairs))
-        return [Part(text[start:end], part.ids, part.form, require, tuple(pairs), tuple(divided))]
+            return None
+        pairs = tuple((self._stand_ins[name], text[slice(*span)]) for name, span in zip(names, spans, strict=False))
+        require = (*found[0].require, *(name for name, _ in pairs))
+        return replace(found[0], text=text[start:end], require=require, stand_ins=pairs)
 
     def _plain(self, text: str, terms: Mapping[str, str]) -> list[Part]:
         """A run without spans, in parts of a length that the model can read."""
@@ -244,18 +263,6 @@ def digit_ids(surfaces: tuple[bytes, ...]) -> frozenset[int]:
 
 def count(term: str, text: str) -> int:
     """How often a term stands in a text, as words of its own where its script writes spaces, and not within a number."""
-    left = f"(?<!{_WORD})(?<![0-9][.,:/-])" if re.match(_WORD, term[:1]) else ""
-    right = f"(?!{_WORD})(?![.,:/-][0-9])" if re.match(_WORD, term[-1:]) else ""
+    left = f"(?<!{WORD})(?<![0-9][.,:/-])" if re.match(WORD, term[:1]) else ""
+    right = f"(?!{WORD})(?![.,:/-][0-9])" if re.match(WORD, term[-1:]) else ""
     return len(re.findall(left + re.escape(term) + right, text))
-
-
-def stand_ins(examples: Sequence[tuple[str, str]]) -> list[str]:
-    """Names that stand on both sides of nearly every pair that has them, the most frequent first: the model copies them."""
-    counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
-    for pair in examples:
-        names = [set(_NAME.findall(text)) for text in pair]
-        for counter, found in zip(counts, (*names, names[0] & names[1]), strict=True):
-            counter.update(found)
-    often = max(60, len(examples) // 5000)
-    same = [name for name, n in counts[2].items() if n >= often and n > 0.95 * max(counts[0][name], counts[1][name])]
-    return sorted(same, key=lambda name: (-counts[2][name], name))[:8]

@@ -5,57 +5,22 @@ of numbers that stand on both sides of a pair are put for others, and a name and
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rheme import ops
+from rheme.plugins.translation.names import candidates, counterparts
 from rheme.text.tokenizer import Tokenizer
 
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]  # the pieces of both sides
 
-_NAME = re.compile(r"\b[A-Z][a-zß-ÿ]{2,}\b")
-_WITHIN = re.compile(rf"(?<=[\w,;:] ){_NAME.pattern}")  # not at a sentence's start, where any word has a capital
-_UNSPACED = re.compile(r"[\u2e80-\u9fff]+")
-_LONGEST = 4  # characters of a name in a script without spaces
-_OFTEN, _SURE = 20, 0.9  # a counterpart: seen so often, and standing in so much of the sentences that have either
-_WITHIN_SHARE = 0.05  # of a name's occurrences are within a sentence
 _MADE_OF = re.compile(r"\b[a-zß-ÿ]{5,}\b")
 _PARTS = 2, 3, 4  # letters of a made-up name's beginning, and of its end
 _DIGIT_STREAM, _NAME_STREAM = 1 << 44, (1 << 44) + 1  # the Philox streams, under a step's seed
 _DRAWS = 4  # bits for a pair: whether, which name, the two words that the new one is made of
-
-
-def _names(text: str) -> Iterator[str]:
-    """What may be a name: words with a capital, and any few characters of a script without spaces."""
-    yield from _NAME.findall(text)
-    for run in _UNSPACED.findall(text):
-        for size in range(2, _LONGEST + 1):
-            yield from (run[start : start + size] for start in range(len(run) - size + 1))
-
-
-def counterparts(examples: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """For names of the first language what they are in the second, of those that nearly always stand together.
-
-    Where one is as sure as another (in a script without spaces: a part of it), the longest.
-    """
-    names = [[set(_names(text)) for text in pair] for pair in examples]
-    within = [Counter(name for pair in examples for name in _WITHIN.findall(pair[side])) for side in (0, 1)]
-    counts = [Counter(name for pair in names for name in pair[side]) for side in (0, 1)]
-    often = [
-        {
-            name
-            for name, n in counts[side].items()
-            if n >= _OFTEN and (within[side][name] > _WITHIN_SHARE * n or not name.isascii())
-        }
-        for side in (0, 1)
-    ]
-    both = Counter((name, other) for first, second in names for name in first & often[0] for other in second & often[1])
-    sure = {pair: n / max(counts[0][pair[0]], counts[1][pair[1]]) for pair, n in both.items()}
-    return dict(sorted((pair for pair in sure if sure[pair] >= _SURE), key=lambda pair: (sure[pair], len(pair[1]), pair)))
 
 
 class Redrawing:
@@ -102,9 +67,11 @@ class Redrawing:
         texts = iter(self._tokenizer.decode([side for row in chosen for side in pairs[row]]))
         for row in chosen:
             source, target = next(texts), next(texts)
-            found = dict.fromkeys(_names(target))
+            found = dict.fromkeys(candidates(target))
             both = [
-                (name, other) for name in dict.fromkeys(_names(source)) for other in (name, self._counterparts.get(name, ""))
+                (name, other)
+                for name in dict.fromkeys(candidates(source))
+                for other in (name, self._counterparts.get(name, ""))
             ]
             once = [pair for pair in both if pair[1] in found and source.count(pair[0]) == target.count(pair[1]) == 1]
             if once:
