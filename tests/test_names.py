@@ -9,6 +9,7 @@ UNKNOWN = [
     ("Rafael lives in Uppsala.", ["Rafael", "Uppsala"]),
     ("Do you know Björn O'Reilly?", ["Björn O'Reilly"]),
     ("I work for UNESCO.", ["UNESCO"]),
+    ("I met Mr. Kowalski in Gdansk yesterday.", ["Mr. Kowalski", "Gdansk"]),
     ("She lives in Gdańsk.", ["Gdańsk"]),
 ]
 
@@ -47,7 +48,8 @@ def test_unknown_names_are_found() -> None:
     names = Names(pack(pairs, 0))
     for text, found in (
         ("We know Tom, Rafael Nadal and Jean-Luc O'Brien well.", ["Rafael Nadal", "Jean-Luc O'Brien"]),
-        ("Facebook knows Ann; once Once, seen Seen.", ["Ann", "Once"]),
+        ("Facebook knows Ann; once Once, seen Seen.", ["Facebook", "Ann", "Once"]),
+        ("We know Dr. Ann K. Rafael, Mr. Tom and J. R. R. Tolkien.", ["Dr. Ann K. Rafael", "J. R. R. Tolkien"]),
         ("we know rafael", []),
         ("WE KNOW RAFAEL", []),
         ("NASA, 3D and A4: I know NATO", ["NASA", "NATO"]),

@@ -21,10 +21,12 @@ _LATER = re.compile(rf"{_CAPITAL_WITHIN.pattern} ({NAME.pattern})")  # the secon
 _LETTERS = re.compile(r"[^\W\d_\u2e80-\u9fff]+")
 _UNSPACED = re.compile(r"[\u2e80-\u9fff]+")
 _LONGEST = 4  # characters of a name in a script without spaces
+_PAIRS = 250_000  # that counterparts are learned from, at most
 _OFTEN, _SURE = 20, 0.9  # a counterpart: seen so often, and standing in so much of the sentences that have either
 _WITHIN_SHARE = 0.05  # of a name's occurrences are within a sentence
 _SEEN, _SURELY_SEEN = 2, 6  # times; a known word, a known name
 _NEXT = re.compile(r"(?=\b([^\W\d_]+) ([A-ZÀ-Þ][a-zß-ÿ]{2,})\b)")
+_TITLE = re.compile(rf"(?:(?<!{WORD})[A-Z][a-z]{{0,3}}\. )+$")
 _LAST = re.compile(r"([^\W\d_]+) $")
 _NAMES_AFTER = 0.05  # of the words with a capital after one that comes before nouns, at most, are names
 _NOUNS = 0.2  # of a language's words, and more, are nouns if these have capitals
@@ -44,8 +46,9 @@ def counterparts(examples: Sequence[tuple[str, str]], often: int = _OFTEN, sure:
     """For names of the first language what they are in the second, of those that nearly always stand together; by frequency.
 
     often: sentences with both, at least; sure: their share of the sentences that have either. Where one is as sure as another
-    (in a script without spaces: a part of it), the longest.
+    (in a script without spaces: a part of it), the longest. Of very many pairs some are looked at.
     """
+    examples = examples[:: 1 + len(examples) // _PAIRS]
     names = [[set(candidates(text)) for text in pair] for pair in examples]
     within = [Counter(name for pair in examples for name in _WITHIN.findall(pair[side])) for side in (0, 1)]
     counts = [Counter(name for pair in names for name in pair[side]) for side in (0, 1)]
@@ -115,23 +118,28 @@ class Names:
         return frozenset(before.split()), frozenset(known)
 
     def find(self, text: str) -> list[tuple[int, int]]:
-        """Where unknown names stand: words with a capital of which a part is no known word; neighbours are one name."""
+        """Where unknown names stand: words with a capital of which a part is no known word, with the short forms before them
+        (Mr., J. K.); neighbours are one name.
+        """
         spans: list[tuple[int, int]] = []
         if not self._packed or text.isupper():
             return spans
         for match in _CAPITAL.finditer(text):
-            if not match[0][0].isupper() or all(map(self._is_known, _LETTERS.findall(match[0].casefold()))):
+            unknown = match[0][0].isupper() and not all(map(self._is_known, _LETTERS.findall(match[0].casefold())))
+            if not unknown or _TITLE.search(text[: match.end() + 2]):
                 continue
-            if spans and text[spans[-1][1] : match.start()] == " ":
+            title = _TITLE.search(text[: match.start()])
+            start = title.start() if title else match.start()
+            if spans and text[spans[-1][1] : start] == " ":
                 spans[-1] = spans[-1][0], match.end()
-            elif not ((before := _LAST.search(text[: match.start()])) and before[1].casefold() in self._unpacked[0]):
-                spans.append(match.span())
+            elif not ((before := _LAST.search(text[:start])) and before[1].casefold() in self._unpacked[0]):
+                spans.append((start, match.end()))
         return spans
 
     def _is_known(self, word: str) -> bool:
-        """Whether it is a word, or made of two as German nouns are."""
-        known = self._unpacked[1]
+        """Whether it is a word, or, where nouns have capitals, made of two as German ones are."""
+        nouns, known = self._unpacked
         if len(word) < 2 or word in known:
             return True
-        cuts = [(word[:cut], word[cut:]) for cut in range(_STEM, len(word) - _STEM + 1)]
+        cuts = [(word[:cut], word[cut:]) for cut in range(_STEM, len(word) - _STEM + 1)] if nouns else []
         return any(second in known and (first in known or first.removesuffix("s") in known) for first, second in cuts)
