@@ -366,6 +366,13 @@ def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: tupl
     assert answer.count("\n") == text.strip().count("\n")
 
 
+def test_what_is_copied_ends_where_chinese_begins(translator: Any) -> None:
+    text = "请访问example.com或写信到bob@example.org，我想要MP3播放器，在/etc/hosts中，用my_name和@bob。"
+    copied = ["example.com", "bob@example.org", "MP3", "/etc/hosts", "my_name", "@bob"]
+    parts = [part.text for part in translator._cutters["fr"].parts(text)]
+    assert [part for part in parts if part in copied] == copied
+
+
 def test_entities_are_words_where_training_saw_them() -> None:
     cls = tasks.get_task("translation")
     task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": SMALL}))

@@ -24,7 +24,7 @@ from rheme.models.seq2seq import Seq2Seq, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.config import TranslationConfig
 from rheme.plugins.translation.names import Names, pack, stand_ins
-from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids
+from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, prose
 from rheme.plugins.translation.redrawing import Redrawing
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
@@ -344,7 +344,7 @@ class Translation(Task):
             return self.direction(to, from_)
         if from_ is None:
             own = [source for source, target in map(self._codes, self._pairs()) if target == to]
-            from_ = self._routes.detect(text, to, own[0] if own else "")
+            from_ = self._routes.detect(prose(text), to, own[0] if own else "")
         return self._routes.find(from_, to)
 
     @cached_property

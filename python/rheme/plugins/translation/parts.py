@@ -20,13 +20,17 @@ _FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′�
 
 ENTITY = re.compile(r"&(?:\w+|#\w+);")
 _MARKUP = rf"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|{ENTITY.pattern}|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
+_DASHED = rf"(?:{WORD}|-)"
 _INLINE = (
     r"(?:[a-z][a-z+.-]*://|www\.)[^\s<>\"'`，。！？]*[^\s<>\"'`，。！？.,;:!?)\]}]"  # URLs
-    r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # e-mail addresses
-    r"|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|eu|fr|de|cn|uk)\b(?:/[\w./-]*\w)?"  # domains
+    rf"|(?:{WORD}|[.+-])+@{_DASHED}+(?:\.{_DASHED}+)+"  # e-mail addresses
+    rf"|(?<!{WORD}){_DASHED}+(?:\.{_DASHED}+)*\.(?:com|org|net|edu|gov|io|eu|fr|de|cn|uk)(?!{WORD})"  # domains
+    rf"(?:/(?:{WORD}|[./-])*{WORD})?"
     r"|\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|%\(\w+\)[sdifr]|%(?:\d+\$)?[sdifr@]\b|\$\w*[A-Z_]\w*\b"  # placeholders
-    r"|(?<!\w)[@#]\w*[A-Za-z]\w*|(?<![\w/])(?:~|\.{1,2})?/[\w-][\w.-]*(?:/[\w.-]*)*(?<!\.)"  # mentions, paths
-    r"|\b\w+(?:_\w+)+\b|\b[A-Za-z]+[0-9]\w*(?:\.[0-9]+)*\b|\b[0-9]+[A-Za-z]+[0-9]\w*\b"  # identifiers: my_name, A4, v1.2
+    rf"|(?<!{WORD})[@#]{WORD}*[A-Za-z]{WORD}*"  # mentions
+    rf"|(?<!{WORD})(?<!/)(?:~|\.{{1,2}})?/{_DASHED}(?:{WORD}|[.-])*(?:/(?:{WORD}|[.-])*)*(?<!\.)"  # paths
+    rf"|(?<!{WORD}){WORD}+(?:_{WORD}+)+(?!{WORD})"  # identifiers: my_name, A4, v1.2
+    rf"|(?<!{WORD})(?:[A-Za-z]+[0-9]{WORD}*(?:\.[0-9]+)*|[0-9]+[A-Za-z]+[0-9]{WORD}*)(?!{WORD})"
 )
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
 _TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
@@ -35,6 +39,11 @@ _NUMBER = re.compile(rf"(?<!{WORD})(?<![0-9][.,:/-]){_AMOUNT}(?!{WORD})")
 
 
 Span = tuple[int, int]
+
+
+def prose(text: str) -> str:
+    """A text without what is no language: markup, URLs, addresses, placeholders."""
+    return _SPANS.sub(" ", text)
 
 
 @dataclass(frozen=True)
