@@ -82,6 +82,21 @@ def test_unknown_names_stay_in_their_sentences() -> None:
     assert asked.text.count("Rafael") == 1, "as it was asked for, and not a second time"
 
 
+def test_unknown_names_in_long_sentences() -> None:
+    task = rheme.load("translation", to="fr")
+    people = ["Rafael", "Priya", "Oluwaseun", "Björn", "Sundar", "Lena", "Emmanuel", "Uchenna", "Zbigniew", "Kowalski"]
+    parts = task._cutters["fr"].parts(" and ".join(people) + " are here.")
+    assert [span for part in parts for _, span in part.stand_ins][:3] == people[:3]
+    assert sum(len(part.stand_ins) for part in parts) >= 7
+    text = (
+        "I know that my friend "
+        + " and my friend ".join(people[:4])
+        + " want to go home because it is late, and I want to go, too."
+    )
+    found = task(text, to="fr", from_="en").text
+    assert all(found.count(name) == 1 for name in people[:4]), found
+
+
 def test_unknown_names_in_chinese_sentences() -> None:
     chinese, english = (rheme.load("translation", to=to, from_=source) for to, source in (("zh", "en"), ("en", "zh")))
     assert str(chinese("Rafael lives in Uppsala.")) == "Rafael住在Uppsala。"

@@ -153,27 +153,36 @@ class Cutter:
         divided += self._plain(text[position:end], terms)
         if not any(part.ids for part in divided):
             return divided
-        free = [name for name in self._stand_ins if name.casefold() not in text[start:end].casefold()]
-        named = [name for name in names if start <= name[0] and name[1] <= end][: max(0, len(free) - len(spans))]
-        for marked in dict.fromkeys((tuple(sorted(spans + named)), tuple(spans))):
-            if 0 < len(marked) <= len(free) and (part := self._under_names(text, start, end, marked, free, terms)):
+        inside = [(a - start, b - start) for a, b in spans]
+        named = [(a - start, b - start) for a, b in names if start <= a and b <= end]
+        for some in (named, []):
+            if part := self._under_names(text[start:end], inside, some, terms):
                 return [replace(part, whole=tuple(divided))]
-        return divided
+        allowed = {text[a + start : b + start] for a, b in named}
+        return [self._named(part, allowed, terms) for part in divided]
 
-    def _under_names(
-        self, text: str, start: int, end: int, spans: Sequence[Span], names: Sequence[str], terms: Mapping[str, str]
-    ) -> Part | None:
-        """A run with names in place of its spans, if that makes it one part."""
-        replaced, position = "", start
-        for name, span in zip(names, spans, strict=False):
+    def _named(self, part: Part, names: set[str], terms: Mapping[str, str]) -> Part:
+        """A part with stand-ins for those of its names that are among some."""
+        spans = [span for span in self._names.find(part.text) if part.text[slice(*span)] in names] if names and part.ids else []
+        found = self._under_names(part.text, [], spans, terms)
+        return replace(found, whole=(part,)) if found else part
+
+    def _under_names(self, text: str, spans: list[Span], names: list[Span], terms: Mapping[str, str]) -> Part | None:
+        """A text with stand-ins for its spans, and for as many unknown names as there are more; if that makes it one part."""
+        free = [name for name in self._stand_ins if name.casefold() not in text.casefold()]
+        marked = sorted(spans + names[: max(0, len(free) - len(spans))])
+        if not 0 < len(marked) <= len(free):
+            return None
+        replaced, position = "", 0
+        for name, span in zip(free, marked, strict=False):
             replaced += text[position : span[0]] + name
             position = span[1]
-        found = self._plain(replaced + text[position:end], terms)
+        found = self._plain(replaced + text[position:], terms)
         if len(found) != 1 or not found[0].ids:
             return None
-        pairs = tuple((self._stand_ins[name], text[slice(*span)]) for name, span in zip(names, spans, strict=False))
+        pairs = tuple((self._stand_ins[name], text[slice(*span)]) for name, span in zip(free, marked, strict=False))
         require = (*found[0].require, *(name for name, _ in pairs))
-        return replace(found[0], text=text[start:end], require=require, stand_ins=pairs)
+        return replace(found[0], text=text, require=require, stand_ins=pairs)
 
     def _plain(self, text: str, terms: Mapping[str, str]) -> list[Part]:
         """A run without spans, in parts of a length that the model can read."""
