@@ -52,7 +52,10 @@ def warnings(
     unknown = any(part.unknown for part in parts)
     if unknown or any(tokenizer.is_byte(index) for part in parts for index in part.ids):
         found.append("out_of_domain")
-    if not unknown and not in_script(answer, target):
+    own = answer
+    for span in (span for part in parts for _, span in part.stand_ins):
+        own = own.replace(span, " ")
+    if not unknown and not in_script(own, target):
         found.append("wrong_script")
     if lost or not all(hypothesis.finished or hypothesis.repeating for hypothesis in best):
         found.append("truncated")
