@@ -2,7 +2,10 @@
 
 import re
 
+import pytest
+
 import rheme
+from rheme.errors import InputError
 from rheme.plugins.translation.names import Names, counterparts, pack, stand_ins
 
 UNKNOWN = [
@@ -56,6 +59,9 @@ def test_unknown_names_are_found() -> None:
     ):
         assert [text[start:end] for start, end in names.find(text)] == found, text
     assert Names("").find("Rafael") == []
+    for damaged in ("?", "AAAA", pack(pairs, 0)[4:]):
+        with pytest.raises(InputError, match="words are damaged"):
+            Names(damaged).find("Rafael")
 
 
 def test_nouns_with_capitals_are_no_names() -> None:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from rheme.errors import InputError
+
 WORD = r"[^\W\u2e80-\u9fff]"  # of a script that writes spaces
 NAME = re.compile(r"\b[A-Z][a-zß-ÿ]{2,}\b")
 _WITHIN = re.compile(rf"(?<=[\w,;:] ){NAME.pattern}")  # not at a sentence's start, where any word has a capital
@@ -25,13 +27,15 @@ _PAIRS = 250_000  # that counterparts are learned from, at most
 _OFTEN, _SURE = 20, 0.9  # a counterpart: seen so often, and standing in so much of the sentences that have either
 _WITHIN_SHARE = 0.05  # of a name's occurrences are within a sentence
 _SEEN, _SURELY_SEEN = 2, 6  # times; a known word, a known name
+# A word and the one with a capital after it; the last word before a place; short forms (Mr., J. K.) before a place.
 _NEXT = re.compile(r"(?=\b([^\W\d_]+) ([A-ZÀ-Þ][a-zß-ÿ]{2,})\b)")
-_TITLE = re.compile(rf"(?:(?<!{WORD})[A-Z][a-z]{{0,3}}\. )+$")
 _LAST = re.compile(r"([^\W\d_]+) $")
+_TITLE = re.compile(rf"(?:(?<!{WORD})[A-Z][a-z]{{0,3}}\. )+$")
 _NAMES_AFTER = 0.05  # of the words with a capital after one that comes before nouns, at most, are names
 _NOUNS = 0.2  # of a language's words, and more, are nouns if these have capitals
 _STEM = 4  # letters of the parts of a compound, at least
 _STAND_INS = 8
+_MOST_BYTES = 1 << 26  # of unpacked words, whatever a foreign config holds
 
 
 def candidates(text: str) -> Iterator[str]:
@@ -114,7 +118,11 @@ class Names:
 
     @cached_property
     def _unpacked(self) -> tuple[frozenset[str], frozenset[str]]:
-        before, *known = zlib.decompress(base64.b64decode(self._packed)).decode().split("\n")
+        try:
+            text = zlib.decompressobj().decompress(base64.b64decode(self._packed, validate=True), _MOST_BYTES).decode()
+        except (ValueError, zlib.error):
+            raise InputError("config.json of the model: its words are damaged; fetch or train the model again") from None
+        before, *known = text.split("\n")
         return frozenset(before.split()), frozenset(known)
 
     def find(self, text: str) -> list[tuple[int, int]]:
