@@ -84,6 +84,8 @@ def test_unknown_names_stay_in_their_sentences() -> None:
         assert result.text.count("Tom") == 0
     assert str(task("Rafael lives in Uppsala.", to="fr", from_="en")) == "Rafael vit à Uppsala."
     assert "RAFAEL" not in str(task("RAFAEL lives in {city}.", to="fr", from_="en", glossary={"rafael": "Raphaël"}))
+    named = task("Rafael lives in Uppsala.", to="fr", from_="en", glossary={"Rafael": "Raphaël", "Uppsala": "Upsal"})
+    assert str(named) == "Raphaël vit à Upsal."
     asked = task("Rafael lives in Uppsala.", to="fr", from_="en", require=["Rafael"])
     assert asked.text.count("Rafael") == 1, "as it was asked for, and not a second time"
 

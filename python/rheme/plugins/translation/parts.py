@@ -105,8 +105,8 @@ class Cutter:
     def parts(self, text: str, glossary: Mapping[str, str] | None = None, spelt: str = "") -> list[Part]:
         """The parts of a text, in order.
 
-        glossary: source term -> what the translation must hold. spelt: what else is said of its words; a name in it or in the
-        glossary is left to the model.
+        glossary: source term -> what the translation must hold; an unknown name that is a term is put back as that. spelt: what
+        else is said of its words; an unknown name in it, or in a longer term, is left to the model.
         """
         terms = {term.casefold(): wanted for term, wanted in (glossary or {}).items()}
         spans = [span for span in _SPANS.finditer(text) if not (self._entities and ENTITY.fullmatch(span[0]))]
@@ -121,7 +121,7 @@ class Cutter:
             end = start + len(sentence)
             inside = [span for span in spans if start <= span.start() and span.end() <= end]
             names = [(start + a, start + b) for a, b in self._names.find("".join(plain[start:end]))]
-            names = [span for span in names if text[slice(*span)].casefold() not in spelt]
+            names = [span for span in names if (name := text[slice(*span)].casefold()) in terms or name not in spelt]
             parts += self._sentence(text, start, end, inside, names, terms)
             start = end
         return parts
@@ -180,7 +180,10 @@ class Cutter:
         found = self._plain(replaced + text[position:], terms)
         if len(found) != 1 or not found[0].ids:
             return None
-        pairs = tuple((self._stand_ins[name], text[slice(*span)]) for name, span in zip(free, marked, strict=False))
+        marks = [text[slice(*span)] for span in marked]
+        pairs = tuple(
+            (self._stand_ins[name], terms.get(mark.casefold(), mark)) for name, mark in zip(free, marks, strict=False)
+        )
         require = (*found[0].require, *(name for name, _ in pairs))
         return replace(found[0], text=text, require=require, stand_ins=pairs)
 
