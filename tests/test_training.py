@@ -207,6 +207,28 @@ def test_fine_tuning_begins_with_the_given_weights(tmp_path: Path, uninterrupted
     assert metrics["valid_loss"] == pytest.approx(first, abs=1e-3)
 
 
+def test_a_share_of_the_first_weights_is_kept(tmp_path: Path, uninterrupted: Path) -> None:
+    def weights(folder: Path) -> dict[str, Any]:
+        return dict(Reversal.restore(folder).model.state_dict())
+
+    def tuned(out: Path, share: float, **settings: Any) -> dict[str, Any]:
+        values = SETTINGS | {"max_steps": 6, "valid_every_steps": 6, "save_dtype": "float32", "start_share": share} | settings
+        given = new_task(), pairs(60), pairs(15, 1), out, TrainingConfig(**values)
+        return training.train(*given, init=uninterrupted, echo=lambda line: None)
+
+    tuned(tmp_path / "end", 0.0)
+    half = tuned(tmp_path / "half", 0.5)
+    first, end, mixed = weights(uninterrupted), weights(tmp_path / "end"), weights(tmp_path / "half")
+    for name, array in mixed.items():
+        np.testing.assert_allclose(array, 0.5 * first[name] + 0.5 * end[name], rtol=1e-5, atol=1e-6)
+        assert np.abs(end[name] - first[name]).max() > 1e-4
+    task: Any = Reversal.restore(tmp_path / "half")
+    loss, count, _ = task.loss(task.encode_all(pairs(15, 1)), 0)
+    assert loss.item() / count == pytest.approx(half["valid_loss"], rel=1e-5), "validated as it is saved"
+    with pytest.raises(InputError, match=r"start_share = 0\.5: there is no model to begin with"):
+        run(tmp_path / "new", start_share=0.5)
+
+
 def test_gradients_that_stay_infinite_end_the_training(tmp_path: Path) -> None:
     class Broken(Reversal):
         def loss(self, items: Sequence[Pair], step_seed: int) -> Any:
@@ -403,7 +425,15 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch_tokens", 0), ("learning_rate", 0.0), ("betas", (0.9, 1.0)), ("ema_decay", 1.0), ("seed", -1)]
+    ("name", "value"),
+    [
+        ("batch_tokens", 0),
+        ("learning_rate", 0.0),
+        ("betas", (0.9, 1.0)),
+        ("ema_decay", 1.0),
+        ("start_share", 1.0),
+        ("seed", -1),
+    ],
 )
 def test_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):

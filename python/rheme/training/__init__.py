@@ -67,6 +67,8 @@ def train(
             return dict(msgspec.json.decode((out / "metrics.json").read_bytes()))
     else:
         _check_new(out)
+        if config.start_share and init is None and task.model is None:
+            raise InputError(f"start_share = {config.start_share}: there is no model to begin with; give one (init, --init)")
         if not train_examples:
             raise InputError("there is nothing to train on: no training examples")
     try:

@@ -14,9 +14,10 @@ class TrainingConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     batch_tokens: the size of a batch, in the units of `task.size` (rows times the longest). max_steps: if not 0, counts
     instead of max_epochs. warmup_steps: updates until the learning rate is reached. max_norm: gradients above this norm are
     scaled down (0: never). ema_decay: of the averaged weights, which are then the ones validated and saved (0: none), updated
-    every ema_every steps. valid_every_steps: 0 for once an epoch. patience: validations without a better loss before the
-    training ends (0: never). evaluate: also the task's own figures, at the end. save_dtype: of the final model; checkpoints are
-    exact.
+    every ema_every steps. start_share: of the weights that the training began with in those validated and saved, for one that
+    goes on from a model (`init`); it then keeps more of what that one knew (Wortsman et al. 2022). valid_every_steps: 0 for
+    once an epoch. patience: validations without a better loss before the training ends (0: never). evaluate: also the task's
+    own figures, at the end. save_dtype: of the final model; checkpoints are exact.
     """
 
     seed: int = 0
@@ -33,6 +34,7 @@ class TrainingConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     momentum: float = 0.0
     ema_decay: float = 0.0
     ema_every: int = 4
+    start_share: float = 0.0
     valid_every_steps: int = 0
     patience: int = 5
     evaluate: bool = True
@@ -47,7 +49,8 @@ class TrainingConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("max_steps", "warmup_steps", "max_norm", "weight_decay", "valid_every_steps", "patience"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0")
-        for name, value in (("ema_decay", self.ema_decay), ("momentum", self.momentum), *(("betas", b) for b in self.betas)):
+        shares = [(name, getattr(self, name)) for name in ("ema_decay", "start_share", "momentum")]
+        for name, value in (*shares, *(("betas", b) for b in self.betas)):
             if not 0 <= value < 1:
                 raise InputError(f"{name} = {value}: must be at least 0 and below 1")
         if not self.learning_rate > 0:

@@ -97,6 +97,7 @@ class Run:
         self.schedule = make_schedule(config, self.total_steps)
         self.at = Position(data=hashlib.sha256(self.sizes.tobytes()).hexdigest())
         self.average = {name: p.data.copy() for name, p in self.named.items()} if config.ema_decay else None
+        self.start = {name: p.data.copy() for name, p in self.named.items()} if config.start_share else {}
         self.best: dict[str, Array] | None = None
         self.history: list[dict[str, Any]] = []  # the validations' entries
         self.journal = Journal(out / "metrics.jsonl")
@@ -217,14 +218,18 @@ class Run:
 
     # Validation -------------------------------------------------------------------------------------------------------------
 
+    def _result(self) -> dict[str, Array]:
+        """The weights that are validated and saved: the averaged ones, if there are some, with a share of the first ones."""
+        arrays = self.average or {name: p.data for name, p in self.named.items()}
+        share = self.config.start_share
+        mixed = {name: ops.add(ops.mul(arrays[name], 1 - share), ops.mul(first, share)) for name, first in self.start.items()}
+        return mixed or arrays
+
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Within it the model holds the averaged weights."""
-        if self.average is None:
-            yield
-            return
+        """Within it the model holds the weights that are validated."""
         own = {name: parameter.data for name, parameter in self.named.items()}
-        self._hold(self.average)
+        self._hold(self._result())
         try:
             yield
         finally:
@@ -255,7 +260,7 @@ class Run:
         better = inspection.keep and (at.best_loss is None or loss_per_unit < at.best_loss)
         if better:
             at.best_loss, at.best_step, at.bad = loss_per_unit, at.step, 0
-            self._keep(self.average or {name: p.data for name, p in self.named.items()})
+            self._keep(self._result())
         else:
             at.bad += 1
         entry = {"step": at.step, "epoch": at.epochs, "valid_loss": loss_per_unit, "best_step": at.best_step}
@@ -418,7 +423,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         """Save the best weights as a model folder, with the task's own figures, and clear the checkpoints away."""
         at = self.at
-        weights = self.best or self.average or {name: p.data for name, p in self.named.items()}
+        weights = self.best or self._result()
         metrics: dict[str, Any] = {"steps": at.step, "epochs": at.epochs}
         if at.best_loss is not None:
             metrics |= {"valid_loss": at.best_loss, "best_step": at.best_step}
