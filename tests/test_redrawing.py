@@ -23,8 +23,10 @@ def task() -> Any:
 def test_training_with_other_numbers(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     numbered, others = ("the 12 cats at 3:05", "à 3:05 les 12 chats"), [("3 cats", "trois chats"), ("4 cats", "5 chats")]
     monkeypatch.setattr(task.config, "number_copies", 5)
-    items = task.training_items([numbered, *others])
-    assert len(items) == len(task.encode_all([numbered, *others])) + 4 * 2, "copies of the one pair, in both directions"
+    for times, copies in ((50, 4), (10, 2), (1, 0)):
+        examples = [numbered, *others * times]
+        more = len(task.training_items(examples)) - len(task.encode_all(examples))
+        assert more == 2 * copies, "of the one pair, in both directions; an eighth of all at most"
     pairs = [item[1:] for item in task.encode_all([numbered, *others])]
     seen = []
     for seed in range(20):

@@ -42,6 +42,7 @@ Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, sou
 
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
+_COPIES = 0.125  # of the training items may be added as copies with other numbers, at most
 _SPACES = re.compile(" {2,}")
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 
@@ -207,7 +208,8 @@ class Translation(Task):
         if not more and not self.config.name_share:
             return items
         redrawing = self._redrawing = Redrawing(self.tokenizer, examples)
-        return items + more * [item for item in items if redrawing.numbered(item[1:])]
+        numbered = [item for item in items if redrawing.numbered(item[1:])]
+        return items + min(more, int(_COPIES * len(items)) // max(1, len(numbered))) * numbered
 
     def size(self, item: Item) -> int:
         """The longer side, with its tag or end."""

@@ -14,8 +14,8 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     attention and a decoder of its own; from a model that had them in common (`init`) both begin as copies. subword_dropout:
     share of the merges of pieces left out in training, so that a word is met in other pieces each time (0.1 makes sentences a
     third longer). number_copies: how often an epoch has a pair with the same numbers on both sides, each time with other digits
-    (1: once, as it is). name_share: share of the pairs with a name on both sides that are trained on with a made-up one. So
-    numbers and names are copied, although few pairs hold any, or ever the same ones.
+    (1: once, as it is; the copies add an eighth to all at most). name_share: share of the pairs with a name on both sides that
+    are trained on with a made-up one. So numbers and names are copied, although few pairs hold any, or ever the same ones.
     Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
     are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
     that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
