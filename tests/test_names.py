@@ -58,6 +58,7 @@ def test_unknown_names_are_found() -> None:
         ("NASA, 3D and A4: I know NATO", ["NASA", "NATO"]),
     ):
         assert [text[start:end] for start, end in names.find(text)] == found, text
+    assert len(names.find("and Rafael " * 10_000)) == 10_000, "in time in proportion to the text"
     assert Names("").find("Rafael") == []
     for damaged in ("?", "AAAA", pack(pairs, 0)[4:]):
         with pytest.raises(InputError, match="words are damaged"):

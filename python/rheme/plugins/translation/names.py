@@ -31,6 +31,7 @@ _SEEN, _SURELY_SEEN = 2, 6  # times; a known word, a known name
 _NEXT = re.compile(r"(?=\b([^\W\d_]+) ([A-ZÀ-Þ][a-zß-ÿ]{2,})\b)")
 _LAST = re.compile(r"([^\W\d_]+) $")
 _TITLE = re.compile(rf"(?:(?<!{WORD})[A-Z][a-z]{{0,3}}\. )+$")
+_NEAR = 80  # characters before a place that are looked at for these two, so that a long text takes time in proportion
 _NAMES_AFTER = 0.05  # of the words with a capital after one that comes before nouns, at most, are names
 _NOUNS = 0.2  # of a language's words, and more, are nouns if these have capitals
 _STEM = 4  # letters of the parts of a compound, at least
@@ -133,15 +134,18 @@ class Names:
         if not self._packed or text.isupper():
             return spans
         for match in _CAPITAL.finditer(text):
+            start, end = match.span()
             unknown = match[0][0].isupper() and not all(map(self._is_known, _LETTERS.findall(match[0].casefold())))
-            if not unknown or _TITLE.search(text[: match.end() + 2]):
+            if not unknown or _TITLE.search(text, max(0, end - _NEAR), end + 2):
                 continue
-            title = _TITLE.search(text[: match.start()])
-            start = title.start() if title else match.start()
+            if title := _TITLE.search(text, max(0, start - _NEAR), start):
+                start = title.start()
             if spans and text[spans[-1][1] : start] == " ":
-                spans[-1] = spans[-1][0], match.end()
-            elif not ((before := _LAST.search(text[:start])) and before[1].casefold() in self._unpacked[0]):
-                spans.append((start, match.end()))
+                spans[-1] = spans[-1][0], end
+                continue
+            before = _LAST.search(text, max(0, start - _NEAR), start)
+            if not before or before[1].casefold() not in self._unpacked[0]:
+                spans.append((start, end))
         return spans
 
     def _is_known(self, word: str) -> bool:

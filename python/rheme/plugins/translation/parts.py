@@ -151,11 +151,11 @@ class Cutter:
             divided.append(Part(text[slice(*span)]))
             position = span[1]
         divided += self._plain(text[position:end], terms)
-        if not any(part.ids for part in divided):
-            return divided
         inside = [(a - start, b - start) for a, b in spans]
         named = [(a - start, b - start) for a, b in names if start <= a and b <= end]
-        for some in (named, []):
+        if not (inside or named) or not any(part.ids for part in divided):
+            return divided
+        for some in (named, []) if named else ([],):
             if part := self._under_names(text[start:end], inside, some, terms):
                 return [replace(part, whole=tuple(divided))]
         allowed = {text[a + start : b + start] for a, b in named}
@@ -163,7 +163,9 @@ class Cutter:
 
     def _named(self, part: Part, names: set[str], terms: Mapping[str, str]) -> Part:
         """A part with stand-ins for those of its names that are among some."""
-        spans = [span for span in self._names.find(part.text) if part.text[slice(*span)] in names] if names and part.ids else []
+        if not names or not part.ids:
+            return part
+        spans = [span for span in self._names.find(part.text) if part.text[slice(*span)] in names]
         found = self._under_names(part.text, [], spans, terms)
         return replace(found, whole=(part,)) if found else part
 
