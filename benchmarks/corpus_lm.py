@@ -1,6 +1,7 @@
-"""A word-level language model over a whole corpus, its state carried over the sentences: the Penn Treebank's other world.
+r"""A word-level language model over a whole corpus, its state carried over the sentences: the Penn Treebank's other world.
 
-    python benchmarks/corpus_lm.py --train train.txt --valid valid.txt --test test.txt --out run [--size 10m] [--resume]
+    python benchmarks/corpus_lm.py --train train.txt --valid valid.txt --test test.txt --out run \
+        [--size 10m] [--device cuda] [--resume]
 
 One LSTM layer between an embedding and the softmax that shares its weights (Press and Wolf 2017; Melis et al. 2018), a dropout
 mask for each sequence, the same at all its steps (Gal and Ghahramani 2016), Adam with a cosine to 0. Perplexities here (`<eos>`
@@ -83,15 +84,16 @@ def chunks(ids: np.ndarray, rows: int, steps: int) -> list[tuple[np.ndarray, np.
     return [tuple(np.ascontiguousarray(part[s : s + steps]) for part in (inputs, targets)) for s in starts]  # type: ignore[misc]
 
 
-def perplexity(model: LanguageModel, ids: np.ndarray, first: int) -> float:
-    """Of a whole corpus as one sequence; the first word is predicted after `first`."""
+def perplexity(model: LanguageModel, ids: np.ndarray, first: int, rows: int = 1) -> float:
+    """Of a whole corpus; the first word is predicted after `first`. rows: as so many parts that begin without a state."""
     model.eval()
-    cost, state = 0.0, None
+    cost, words, state = 0.0, 0, None
     with no_grad():
-        for inputs, targets in chunks(np.concatenate([[first], ids]), 1, 500):
+        for inputs, targets in chunks(np.concatenate([[first], ids]), rows, 500):
             loss, state = model.loss(inputs, targets, state, 0)
             cost += loss.item() * targets.size
-    return math.exp(cost / len(ids))
+            words += targets.size
+    return math.exp(cost / words)
 
 
 def main() -> None:
@@ -99,6 +101,7 @@ def main() -> None:
     for name in ("train", "valid", "test", "out"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--size", choices=list(RECIPES), default="small")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -108,7 +111,7 @@ def main() -> None:
     vocabulary = Vocabulary.train(readers.read_lines(given.train))
     train, valid, test = (corpus(path, vocabulary) for path in (given.train, given.valid, given.test))
     with nn.init_scope(recipe.seed):
-        model = LanguageModel(len(vocabulary), recipe)
+        model = LanguageModel(len(vocabulary), recipe).to(given.device)
     optimizer = optim.AdamW(model.parameters(), recipe.learning_rate, (0.9, 0.99), weight_decay=recipe.weight_decay)
     batches = chunks(train, recipe.rows, recipe.steps)
     schedule = optim.cosine(200, recipe.epochs * len(batches))
@@ -139,7 +142,7 @@ def main() -> None:
             optimizer.step(max_norm=1.0)
             optimizer.zero_grad()
             cost += loss.item()
-        found_now = perplexity(model, valid, vocabulary.eos_id)
+        found_now = perplexity(model, valid, vocabulary.eos_id, recipe.rows)
         if found_now < best:
             best, weights = found_now, {name: array.copy() for name, array in model.state_dict().items()}
         seconds = time.monotonic() - start
@@ -150,7 +153,10 @@ def main() -> None:
         arrays |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
         checkpoints.save(out, epoch + 1, arrays, {"best": best, "epoch": epoch + 1}, keep=1)
     model.load_state_dict(weights)
-    print(f"valid {best:.2f}, test {perplexity(model, test, vocabulary.eos_id):.2f}, state carried, <eos> counted")
+    shown = ", ".join(
+        f"{name} {perplexity(model, ids, vocabulary.eos_id):.2f}" for name, ids in (("valid", valid), ("test", test))
+    )
+    print(f"{shown}, state carried, <eos> counted")
 
 
 if __name__ == "__main__":

@@ -69,9 +69,11 @@ def run(name: str, given: argparse.Namespace) -> dict[str, Any]:
         config=tables,
         resume=(out / "training.json").exists(),
         echo=lambda _: None,
+        device=given.device,
     )
     seconds = before.get("seconds", round(time.monotonic() - start))
     task: Any = rheme.load(model=out)
+    task.model.to(given.device)
     texts = task.read(given.test or given.valid or out / "valid.tsv")[: given.most]
     items = [ids for ids in task.tokenizer.encode(texts) if ids]
     figures = evaluation.evaluate_vae(task.model, items, 1, samples).to_dict()
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--most", type=int, help="test sentences, at most")
     parser.add_argument("--only", nargs="*", default=list(REMEDIES), choices=list(REMEDIES), metavar="REMEDY")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     set_num_threads(given.threads)

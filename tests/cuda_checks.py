@@ -252,13 +252,19 @@ def persistent_cases(hidden: int, rng: np.random.Generator) -> Iterator[tuple[di
 
 
 def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) -> None:
-    """RHEME_CUDA_LSTM=bf16. A rounding falls otherwise where float32 and float64 differ at a tie: nearly all is equal."""
+    """RHEME_CUDA_LSTM=bf16. A rounding falls otherwise where float32 and float64 differ near a tie.
+
+    In the first step nothing has been rounded but what is given: it is equal. From the second a state that was rounded the
+    other way, 2^-9 off, reaches all its row: with sums off by 1e-7, half of the errors of a large model are above 1e-5.
+    """
     for given, grads in persistent_cases(hidden, rng):
         (y, h, c), (_, dh, dc, *_) = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
-        for got, want in zip((y, h, c, dh, dc), lstm_in_bf16(cast(given, "float64"), cast(grads, "float64")), strict=True):
+        wanted = lstm_in_bf16(cast(given, "float64"), cast(grads, "float64"))
+        for name, got, want in zip(("y", "h", "c", "dh", "dc"), (y, h, c, dh, dc), wanted, strict=True):
             error = np.abs(got - want) / max(1e-3, np.abs(want).max(initial=0))
-            assert error.max(initial=0) < 5e-3
-            assert np.median(error) < 1e-6
+            first = len(y) == 1 and name in ("y", "h", "c")
+            assert error.max(initial=0) < (1e-5 if first else 5e-3), f"{name} is off by {error.max():.2g}"
+            assert np.median(error) < 1e-4, f"half of the errors of {name} are above {np.median(error):.2g}"
     empty = cast(lstm_arguments(rng, 3, 0, 6, hidden, 1, None, True), "float32")
     assert _cuda.lstm(**up(empty), packed=None, save=False)[0].shape == (3, 0, hidden)
 

@@ -142,8 +142,11 @@ def test_which_sampler_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     from rheme._cuda.rows import _by_clusters
 
     monkeypatch.setenv("RHEME_CUDA_TABLE", str(tmp_path / "table.json"))
-    with emulated():
+    with emulated(CAPABILITY="100"):
         assert not _by_clusters(10**6, "float32"), "nothing has been measured"
+    with emulated():  # as on an H100
+        assert _by_clusters(65536, "float32")
+        assert not _by_clusters(65535, "float32")
     calibration.write(tmp_path / "table.json", "emulated device", {}, 50_000)
     with emulated():
         assert _by_clusters(50_000, "float32")
@@ -228,42 +231,47 @@ def test_a_wait_that_never_ends_is_an_error(rng: np.random.Generator, monkeypatc
 
 def test_persistent_lstm_is_chosen_by_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from rheme._cuda import calibration
-    from rheme._cuda.persistent import chosen, shape_of
+    from rheme._cuda.persistent import chosen, rows_at_once, shape_of
 
     table = tmp_path / "table" / "lstm.json"
     monkeypatch.setenv("RHEME_CUDA_TABLE", str(table))
-    with emulated(MULTIPROCESSORS="132"):
-        assert chosen(256, 10**6, "float32") is None, "nothing has been measured"
+    with emulated(CAPABILITY="80", MULTIPROCESSORS="132"):
+        assert chosen(256, 10**6, 8, "float32") is None, "nothing has been measured"
+    with emulated(MULTIPROCESSORS="132"):  # as on an H100: up to three turns of the two clusters that fit, of 8 rows each
+        assert rows_at_once(256) == 16
+        assert chosen(256, 8, 48, "float32") == shape_of(256, "fp32")
+        assert chosen(256, 8, 49, "float32") is None
+        assert chosen(256, 7, 1, "float32") is None, "too few steps"
         calibration.write(table, "another device", {256: 2}, 40)
         calibration.write(table, "emulated device", {64: 3, 256: 9}, 40)
-        calibration.write(table, "emulated device", {256: 8, 512: 4}, None)
+        calibration.write(table, "emulated device", {256: 2, 512: 1}, None)
         assert calibration.read(table) == {
             "another device": {"lstm": {"256": 2}, "sample": 40},
-            "emulated device": {"lstm": {"256": 8, "512": 4}},
+            "emulated device": {"lstm": {"256": 2, "512": 1}},
         }
     with emulated(MULTIPROCESSORS="132"):
-        assert chosen(256, 7, "float32") is None
-        assert chosen(256, 8, "float32") == shape_of(256, "fp32")
-        assert chosen(512, 4, "float32") == shape_of(512, "fp32")
-        assert chosen(64, 8, "float32") is None
-        assert chosen(256, 8, "float64") is None
+        assert chosen(256, 8, 33, "float32") is None
+        assert chosen(256, 8, 32, "float32") == shape_of(256, "fp32")
+        assert chosen(512, 8, 16, "float32") == shape_of(512, "fp32")
+        assert chosen(64, 8, 1, "float32") is None
+        assert chosen(256, 8, 1, "float64") is None
     with monkeypatch.context() as patch, emulated(MULTIPROCESSORS="132"):
         patch.setenv("RHEME_CUDA_LSTM", "plain")
-        assert chosen(256, 8, "float32") is None
+        assert chosen(256, 8, 1, "float32") is None
     with emulated(MULTIPROCESSORS="63"):
-        assert chosen(512, 8, "float32") is None, "64 blocks wait for each other: they must all run"
+        assert chosen(512, 8, 1, "float32") is None, "64 blocks wait for each other: they must all run"
     with emulated(CAPABILITY="80", MULTIPROCESSORS="132"):
-        assert chosen(256, 8, "float32") == shape_of(256, "fp32", clusters=False), "no clusters before 9.0"
+        assert chosen(256, 8, 1, "float32") == shape_of(256, "fp32", clusters=False), "no clusters before 9.0"
     with emulated(CLUSTERS="0", MULTIPROCESSORS="132"):
-        assert chosen(256, 8, "float32") is None
-    table.write_text(table.read_text().replace('"version": 1', '"version": 0'))
+        assert chosen(256, 8, 1, "float32") is None
+    table.write_text(table.read_text().replace('"version": 2', '"version": 1'))
     with emulated(MULTIPROCESSORS="132"):
-        assert chosen(256, 8, "float32") is None, "measured with other kernels"
+        assert calibration.own() == {}, "measured with other kernels"
     tables = ('{"a": {"lstm": {"x": 1}}}', '{"a": {"lstm": {"64": 0}}}', '{"a": {"sample": "8"}}', '{"a": {"lstm": []}}', "{")
     for broken in ("{", "[]", *(f'{{"version": 1, "devices": {devices}}}' for devices in tables)):
         table.write_text(broken)
         with emulated(), pytest.raises(RhemeError, match="not a table of --calibrate"):
-            chosen(256, 8, "float32")
+            chosen(256, 8, 8, "float32")
 
 
 def test_a_persistent_lstm_that_is_asked_for_and_does_not_fit_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,14 +288,14 @@ def test_a_persistent_lstm_that_is_asked_for_and_does_not_fit_raises(monkeypatch
         for precision, hidden, dtype in (("bf16", 100, "float32"), ("bf16", 256, "float64"), ("fp32", 1056, "float32")):
             monkeypatch.setenv("RHEME_CUDA_LSTM", precision)
             with pytest.raises(RhemeError, match=f"RHEME_CUDA_LSTM={precision}: not for a hidden size of"):
-                chosen(hidden, 8, dtype)
+                chosen(hidden, 8, 8, dtype)
         monkeypatch.setenv("RHEME_CUDA_LSTM", "fast")
         with pytest.raises(RhemeError, match="give plain, fp32 or bf16"):
-            chosen(256, 8, "float32")
+            chosen(256, 8, 8, "float32")
     monkeypatch.setenv("RHEME_CUDA_LSTM", "fp32")
     for settings, hidden in (({"MULTIPROCESSORS": "63"}, 512), ({"CLUSTERS": "0"}, 256)):
         with emulated(**settings), pytest.raises(RhemeError, match="has no room for the"):
-            chosen(hidden, 8, "float32")
+            chosen(hidden, 8, 8, "float32")
 
 
 def test_the_order_of_the_threads_does_not_show() -> None:

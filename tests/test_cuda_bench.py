@@ -153,4 +153,4 @@ def test_calibration_writes_the_table_that_is_read(
             bench.main(["--quick", "--calibrate"])
         assert f"written: {table}" in capsys.readouterr().out
         read = bench.calibration.read(table)["emulated device"]
-        assert read == ({"lstm": {"64": 2}, "sample": 300} if faster else {"lstm": {}})
+        assert read == ({"lstm": {"64": 1}, "sample": 300} if faster else {"lstm": {}})

@@ -124,6 +124,22 @@ def test_training_follows_the_cpu(name: str, cupy: Any) -> None:
     assert not ops.on_gpu(next(iter(there.to("cpu").parameters())).data)
 
 
+def test_a_new_decoder_after_the_autoencoder_is_the_cpus(cupy: Any) -> None:
+    weights = []
+    for device in ("cpu", "cuda"):
+        with nn.init_scope(1):
+            model = TextVAE(TextVAEConfig(vocab_size=23, embedding_size=6, encoder_size=5, decoder_size=7, latent_size=3))
+        model.config.pretraining_share = 0.5
+        model.to(device)
+        before = {name: np.array(down(array)) for name, array in model.state_dict().items()}
+        for step in range(4):
+            model.on_step(step + 1, 4)
+        weights.append({name: down(array) for name, array in model.state_dict().items()})
+        assert any((before[name] != array).any() for name, array in weights[-1].items())
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(weights[1][name], array, name)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_copies_nothing_to_the_host_but_its_figures(name: str, cupy: Any) -> None:
     """The figures that are logged, the loss, and the norm that decides about clipping: a few numbers of 8 bytes or less."""

@@ -58,7 +58,7 @@ def test_persistent_lstm(hidden: int, precision: str, rng: np.random.Generator, 
     monkeypatch.setenv("RHEME_CUDA_LSTM", precision)
     monkeypatch.setenv("RHEME_CUDA_SPINS", "4000000")  # a deadlock ends as an error
     try:
-        persistent.chosen(hidden, 8, "float32")
+        persistent.chosen(hidden, 8, 8, "float32")
     except RhemeError as reason:
         pytest.skip(str(reason))
     if precision == "bf16":

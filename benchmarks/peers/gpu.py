@@ -34,7 +34,7 @@ from rheme import _core, _cuda, autograd, nn, ops
 from rheme import functional as F
 from rheme._cuda import calibration
 from rheme._cuda.device import device_name
-from rheme._cuda.persistent import chosen, shape_of
+from rheme._cuda.persistent import chosen, rows_at_once
 from rheme.errors import RhemeError
 from rheme.models.text_vae import TextVAEState
 
@@ -69,7 +69,7 @@ def designs(hidden: int, call: Callable[[], Any]) -> Ways:
     for precision in ("fp32", "bf16"):
         os.environ["RHEME_CUDA_LSTM"] = precision
         try:
-            chosen(hidden, 1, "float32")
+            chosen(hidden, 1, 1, "float32")
         except RhemeError as reason:
             print(f"not timed: {reason}", file=sys.stderr)
         else:
@@ -208,11 +208,11 @@ def word(number: int) -> str:
 
 
 class Bench:
-    def __init__(self, quick: bool, torch: Any, containing: str = "") -> None:
+    def __init__(self, quick: bool, torch: Any, containing: str = "", rounds: int = 15) -> None:
         import cupy
 
         self.cupy, self.torch, self.quick, self.rows = cupy, torch, quick, list[dict[str, Any]]()
-        self.containing = containing
+        self.containing, self.rounds = containing, 1 if quick else rounds
         peaks = {"fp32": max(_cuda.fma_peak(dtype="float32", iterations=1 if quick else 1 << 14) for _ in range(3))}
         if torch is not None and not quick:
             peaks = torch.peaks() | {"fp32": max(peaks["fp32"], torch.peaks()["fp32"])}
@@ -273,7 +273,7 @@ class Bench:
         for call in kept.values():
             self._timed(call, 1 if self.quick else 3)
         rounds: dict[str, list[float]] = {name: [] for name in kept}
-        for _ in range(1 if self.quick else 15):
+        for _ in range(self.rounds):
             for name, call in kept.items():
                 rounds[name].append(self._timed(call, 1 if self.quick else 5))
         for name, times in rounds.items():
@@ -349,15 +349,17 @@ class Bench:
     # The table that rheme reads -----------------------------------------------------------------------------------------------
 
     def calibrate(self) -> Path:
-        """By size the least number of steps, and the least vocabulary, from which the other way is ahead of the plain one."""
+        """By size the most turns up to which, and the least vocabulary from which, the other way is ahead of the plain one."""
         table: dict[int, int] = {}
-        for h in (64,) if self.quick else [h for h in gpu_cases.HIDDEN if shape_of(h, "fp32")]:
-            for t in (2,) if self.quick else (2, 8, 32, 128):
-                case = works.Case("lstm_train", f"calibration {t} {h}", {"T": t, "B": 64, "I": h, "H": h, "layers": 1, "R": 1})
+        for h in (64,) if self.quick else gpu_cases.HIDDEN:
+            at_once = rows_at_once(h)
+            for turns in (1,) if self.quick else (1, 2, 3, 4, 6, 8) if at_once else ():
+                size = {"T": 2 if self.quick else 32, "B": turns * at_once, "I": h, "H": h, "layers": 1, "R": 1}
+                case = works.Case("lstm_train", f"calibration {turns} {h}", size)
                 ways = lstm(case, works.inputs(case))
-                if self._faster(ways["rheme plain fp32"], ways.get("rheme persistent fp32")):
-                    table[h] = t
+                if not self._faster(ways["rheme plain fp32"], ways.get("rheme persistent fp32")):
                     break
+                table[h] = turns
         least = None
         for v in (300,) if self.quick else (131072, 65536, 32768, 16384, 8192):
             rows = 2 if self.quick else 64
@@ -373,7 +375,7 @@ class Bench:
         if other is None:
             return False
         times = {call: [self._timed(call, 5)] for call in (plain, other)}
-        for _, call in itertools.product(range(1 if self.quick else 15), (plain, other)):
+        for _, call in itertools.product(range(self.rounds), (plain, other)):
             times[call].append(self._timed(call, 5))
         return median(times[other][1:]) < median(times[plain][1:])
 
@@ -403,6 +405,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", default=",".join(gpu_cases.WORKS), help="works, separated by commas")
     parser.add_argument("--case", default="", help="only the cases whose names contain this")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each way takes its turn")
     parser.add_argument("--quick", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--calibrate", action="store_true", help="write the table that rheme chooses by")
     parser.add_argument("--list", action="store_true", help="the cases and their arithmetic, without a GPU")
@@ -420,7 +423,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     before = {name: os.environ.get(name) for name in ("RHEME_CUDA_LSTM", "RHEME_CUDA_SAMPLER")}
     try:
         facts = _cuda.build_info()
-        bench = Bench(given.quick, None if given.no_torch or given.calibrate else _torch(), given.case)
+        bench = Bench(given.quick, None if given.no_torch or given.calibrate else _torch(), given.case, given.rounds)
         print(f"{facts['device']}; CUDA {facts['cuda']}, driver {facts['driver']}; {bench.limits}")
         if given.calibrate:
             print(f"written: {bench.calibrate()}")

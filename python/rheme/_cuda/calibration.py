@@ -1,9 +1,10 @@
 """Which way is faster where, as measured on the device at hand by `benchmarks/peers/gpu.py --calibrate`.
 
-A JSON file beside CuPy's compiled kernels, or where RHEME_CUDA_TABLE says: {"version": 1, "devices": {NAME: {"lstm": {"256": 8,
-...}, "sample": 65536}}}. lstm: by hidden size the least number of steps from which the persistent LSTM in fp32 is ahead of the
-plain one; sample: the least vocabulary from which a cluster of blocks for each row is ahead of one block. What is not named,
-and everything where there is no file, is done the plain way.
+A JSON file beside CuPy's compiled kernels, or where RHEME_CUDA_TABLE says: {"version": 2, "devices": {NAME: {"lstm": {"256": 4,
+...}, "sample": 65536}}}. lstm: by hidden size how many turns the persistent LSTM in fp32 may take, where a batch has more rows
+than run at once, and still be ahead of the plain one; sample: the least vocabulary from which a cluster of blocks for each row
+is ahead of one block. What a device's table does not name is done the plain way. A device without a table has what an H100
+showed if it is one of that architecture, else the plain ways.
 """
 
 import functools
@@ -15,7 +16,7 @@ from typing import Any
 from rheme._cuda import device
 from rheme.errors import RhemeError
 
-VERSION = 1  # of the file and of the kernels that were timed: what an older one says no longer holds
+VERSION = 2  # of the file and of the kernels that were timed: what an older one says no longer holds
 
 
 def path() -> Path:
@@ -57,19 +58,26 @@ def write(file: Path, name: str, lstm: dict[int, int], sample: int | None) -> No
     os.replace(fresh, file)
 
 
+_MEASURED: dict[str, tuple[int, int]] = {"sm_90": (3, 65536)}  # turns for any hidden size, vocabulary
+
+
 @functools.cache
-def _table(file: Path, name: str) -> dict[str, Any]:
-    return read(file).get(name, {})
+def _table(file: str | None, folder: str | None, name: str) -> dict[str, Any]:
+    """file, folder: what the environment says, by which `path` decides."""
+    return read(path()).get(name, {})
 
 
 def own() -> dict[str, Any]:
     """Of the device at hand."""
-    return _table(path(), device.device_name())
+    return _table(os.environ.get("RHEME_CUDA_TABLE"), os.environ.get("CUPY_CACHE_DIR"), device.device_name())
 
 
-def least_steps(hidden: int, otherwise: int) -> int:
-    return int(own().get("lstm", {}).get(str(hidden), otherwise))
+def most_turns(hidden: int) -> int:
+    """0: the persistent LSTM is not to be used."""
+    table = own()
+    return int(table["lstm"].get(str(hidden), 0)) if table else _MEASURED.get(device.isa(), (0, 0))[0]
 
 
 def least_vocabulary(otherwise: int) -> int:
-    return int(own().get("sample", otherwise))
+    table = own()
+    return int(table.get("sample", otherwise) if table else _MEASURED.get(device.isa(), (0, otherwise))[1])

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +193,21 @@ def launch(
     blocks = grid if isinstance(grid, tuple) else (grid, 1)
     if 0 in blocks:
         return
-    function = kernel_of(name, kernel, np.dtype(dtype).name)
-    if shared > 48 << 10:
-        function.max_dynamic_shared_size_bytes = shared
+    function = kernel_of(name, kernel, dtype_name(dtype))
+    allow_shared(function, shared)
     function(blocks, (block,), given(arguments), shared_mem=shared)
+
+
+def prepared(name: str, kernel: str, dtype: str, n: int) -> Callable[..., None]:
+    """`launch` for n elements, to be called many times: each time with its first arguments, and the rest as `given`."""
+    function, grid = kernel_of(name, kernel, dtype), (each(n), 1)
+    return (lambda first, rest: function(grid, (THREADS,), (*first, *rest))) if n else (lambda first, rest: None)
+
+
+def allow_shared(function: Any, shared: int) -> None:
+    """Let a kernel have so many bytes of dynamic shared memory; a little less than 48 KB, its own beside it, every one has."""
+    if shared > 40 << 10:
+        function.max_dynamic_shared_size_bytes = shared
 
 
 class _LaunchAttribute(ctypes.Structure):
@@ -252,14 +263,25 @@ def row_threads(columns: int) -> int:
 # Arrays -------------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    return np.dtype(dtype).name  # NumPy takes 2 us to find it
+
+
 def empty(*, shape: Sequence[int], dtype: str) -> Array:
-    with explained():
+    try:
         return cupy().empty(tuple(shape), dtype)
+    except Exception:
+        with explained():
+            raise
 
 
 def zeros(*, shape: Sequence[int], dtype: str) -> Array:
-    with explained():
+    try:
         return cupy().zeros(tuple(shape), dtype)
+    except Exception:
+        with explained():
+            raise
 
 
 def contiguous(*, x: Array) -> Array:
@@ -300,12 +322,12 @@ def refuse(name: str, what: str) -> None:
 
 def floating(array: Any, name: str, ndim: int) -> str:
     """The dtype's name of the array that decides it; it must be float32 or float64, with that many axes."""
-    kind = getattr(getattr(array, "dtype", None), "name", type(array).__name__)
+    kind = dtype_name(array.dtype) if hasattr(array, "dtype") else type(array).__name__
     if kind not in _FLOATS:
         refuse(name, f"dtype {kind}, wanted float32 or float64")
     if array.ndim != ndim:
         refuse(name, f"{array.ndim} axes, wanted {ndim}")
-    return str(kind)
+    return kind
 
 
 def check(array: Any, name: str, dtype: str, shape: Sequence[int | None] | None, optional: bool = False) -> None:
@@ -342,6 +364,7 @@ def raise_fault(position: float, value: float) -> None:
 _TYPES = {"float32": (0, 68), "float64": (1, 70)}  # CUDA_R_32F, CUBLAS_COMPUTE_32F; CUDA_R_64F, CUBLAS_COMPUTE_64F
 _ONE = {name: np.ones(1, name) for name in _TYPES}
 _ZERO = {name: np.zeros(1, name) for name in _TYPES}
+_AT = {(name, add): array[name].ctypes.data for add, array in ((False, _ZERO), (True, _ONE)) for name in _TYPES}
 
 
 class Matrix:
@@ -352,33 +375,74 @@ class Matrix:
     def __init__(self, array: Array, ld: int, transposed: bool = False, offset: int = 0, stride: int = 0) -> None:
         self.array, self.ld, self.transposed, self.offset, self.stride = array, ld, transposed, offset, stride
 
-    def pointer(self) -> int:
-        return int(self.array.data.ptr) + self.offset * int(self.array.itemsize)
-
 
 def product(m: int, n: int, k: int, a: Matrix, b: Matrix, c: Matrix, add: bool = False, batch: int = 1) -> None:
     """c (m, n) = a (m, k) b (k, n), or c += with `add`; `transposed` where a is stored (k, m), b (n, k). Row-major, batched."""
+    prepared_product(m, n, k, a, b, c, add, batch)()
+
+
+def prepared_product(
+    m: int, n: int, k: int, a: Matrix, b: Matrix, c: Matrix, add: bool = False, batch: int = 1
+) -> Callable[[], None]:
+    """`product`, to be called many times, each time with the offsets and strides that the matrices have by then."""
     if m == 0 or n == 0 or batch == 0:
-        return
+        return lambda: None
     if k == 0:
-        if not add:
-            c.array.fill(0)
-        return
-    name = c.array.dtype.name
+        return (lambda: None) if add else (lambda: c.array.fill(0))
+    name = dtype_name(c.array.dtype)
     kind, compute = _TYPES[name]
-    blas, handle = _cublas(), cupy().cuda.device.get_cublas_handle()
+    called = "gemmEx" if batch == 1 else "gemmStridedBatchedEx"
+    blas = getattr(_cublas(), called)
     # cuBLAS is column-major: it is asked for c^T = b^T a^T.
-    shape = (handle, int(b.transposed), int(a.transposed), n, m, k, _ONE[name].ctypes.data)
-    beta = (_ONE if add else _ZERO)[name].ctypes.data
-    left, right, out = b.pointer(), a.pointer(), c.pointer()
-    if batch == 1:
-        blas.gemmEx(*shape, left, kind, b.ld, right, kind, a.ld, beta, out, kind, c.ld, compute, -1)
-    else:
-        strides = (b.stride, a.stride, c.stride)
-        blas.gemmStridedBatchedEx(
-            *shape, left, kind, b.ld, strides[0], right, kind, a.ld, strides[1], beta, out, kind, c.ld, strides[2], batch,
-            compute, -1,
-        )  # fmt: skip
+    shape = (cupy().cuda.device.get_cublas_handle(), int(b.transposed), int(a.transposed), n, m, k, _AT[name, True])
+    beta, size = _AT[name, add], c.array.itemsize
+    left, right, out = (int(x.array.data.ptr) for x in (b, a, c))
+
+    def run() -> None:
+        p, q, r = left + b.offset * size, right + a.offset * size, out + c.offset * size
+        arguments: tuple[int, ...]
+        if batch == 1:
+            arguments = (*shape, p, kind, b.ld, q, kind, a.ld, beta, r, kind, c.ld, compute, -1)
+        else:
+            operands = (p, kind, b.ld, b.stride, q, kind, a.ld, a.stride)
+            arguments = (*shape, *operands, beta, r, kind, c.ld, c.stride, batch, compute, -1)
+        try:
+            blas(*arguments)
+        except NotImplementedError:  # CuPy calls no cuBLAS while a stream is captured; cuBLAS itself may be
+            _while_captured(called, arguments)
+
+    return run
+
+
+@functools.cache
+def _cublas_itself() -> Any:
+    """The library that CuPy has loaded, with the types of what is called."""
+    major = cupy().cuda.runtime.runtimeGetVersion() // 1000
+    library = ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    whole, pointer = ctypes.c_int, ctypes.c_void_p
+    sizes, strided = (pointer, *(whole,) * 5, pointer), (pointer, whole, whole, ctypes.c_longlong)
+    library.cublasSetStream_v2.argtypes = (pointer, pointer)
+    library.cublasSetWorkspace_v2.argtypes = (pointer, pointer, ctypes.c_size_t)
+    library.cublasGemmEx.argtypes = (*sizes, *(pointer, whole, whole) * 2, pointer, pointer, *(whole,) * 4)
+    library.cublasGemmStridedBatchedEx.argtypes = (*sizes, *strided * 2, pointer, *strided, *(whole,) * 3)
+    return library
+
+
+@functools.cache
+def cublas_room() -> Array:
+    """What cuBLAS works in within graphs; its own would be taken anew for each, and kept."""
+    return empty(shape=(32 << 20,), dtype="uint8")
+
+
+def _while_captured(called: str, arguments: Sequence[int]) -> None:
+    library, handle, room = _cublas_itself(), arguments[0], cublas_room()
+    failed = (
+        library.cublasSetStream_v2(handle, cupy().cuda.get_current_stream().ptr)
+        or library.cublasSetWorkspace_v2(handle, room.data.ptr, room.nbytes)  # after the stream, which forgets it
+        or getattr(library, f"cublas{called[0].upper()}{called[1:]}")(*arguments)
+    )
+    if failed:
+        raise RuntimeError(f"cuBLAS' {called} while a stream is captured: status {failed}")
 
 
 def column_sums(x: Array, out: Array) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rheme._cuda.device import Array, cupy, explained, upload
+from rheme._cuda.device import Array, cublas_room, cupy, explained, upload
 
 
 class Graphs:
@@ -23,6 +23,7 @@ class Graphs:
     def record(self, step: Callable[..., Any], arrays: Sequence[Any]) -> tuple[list[Array], Any, Callable[[], None]]:
         """Calls step with copies of the arrays on the device: the copies, what came of them, and the graph's launch."""
         module = cupy()
+        cublas_room()  # taken now: of no graph's memory
         self._stream.wait_event(module.cuda.get_current_stream().record())  # what is read here, and this pool's last users
         with explained(), module.cuda.using_allocator(self._pool.malloc), self._stream:
             copies = [upload(array) if isinstance(array, np.ndarray) else array.copy() for array in arrays]

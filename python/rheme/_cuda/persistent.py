@@ -5,8 +5,8 @@ rows; `grid` (`lstm_grid.cu`), where blocks on all multiprocessors do, for the s
 is that of the plain version; bf16 has bfloat16 products with sums and state in float, so that its answers differ by that
 rounding.
 
-Until they have been measured on a GPU the plain version is the default: a table that `benchmarks/peers/gpu.py --calibrate`
-writes names, for a device, the cases where fp32 is ahead of it (`calibration.py`). RHEME_CUDA_LSTM=plain, fp32 or bf16 forces
+By default fp32 is used where it was measured to be ahead of the plain version (`calibration.py`): for sequences, not single
+steps, and as long as few groups of rows have to take turns on the blocks. RHEME_CUDA_LSTM=plain, fp32 or bf16 forces
 one; a forced one that does not fit, or that the device has no room for, raises. RHEME_CUDA_SPINS=N makes debug builds: a wait
 for another block gives up after N looks, and the call raises.
 """
@@ -16,13 +16,26 @@ import os
 from typing import Any, Literal, NamedTuple
 
 from rheme._cuda import calibration
-from rheme._cuda.device import Array, active_clusters, cupy, empty, explained, given, isa, kernel_of, num_threads, zeros
+from rheme._cuda.device import (
+    Array,
+    active_clusters,
+    allow_shared,
+    cupy,
+    empty,
+    explained,
+    given,
+    isa,
+    kernel_of,
+    num_threads,
+    zeros,
+)
 from rheme.errors import RhemeError
 
 _ROWS = 8  # of the batch: a group
 _SHARED = 227 << 10  # bytes of a block, at most
 _NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: clusters of more than 8 blocks
 _GRID_THREADS = 256
+_LEAST_STEPS = 8  # below, holding the weights does not pay
 
 
 class Shape(NamedTuple):
@@ -56,6 +69,7 @@ def _spins() -> int:
     return int(value)
 
 
+@functools.cache
 def shape_of(hidden: int, precision: str, clusters: bool = True) -> Shape | None:
     """The cut of a hidden size; None where there is none. The numbers are those of the kernel files."""
     for blocks in (4, 8, 16) if clusters else ():
@@ -90,17 +104,20 @@ def shape_of(hidden: int, precision: str, clusters: bool = True) -> Shape | None
     return Shape("grid", precision, hidden, hidden // units, _GRID_THREADS, forward, backward)
 
 
-def chosen(hidden: int, steps: int, dtype: str) -> Shape | None:
-    """The cut where the persistent version is to be used; None: the plain one."""
+def chosen(hidden: int, steps: int, rows: int, dtype: str) -> Shape | None:
+    """The cut where the persistent version is to be used; None: the plain one. rows: of all directions together."""
     wanted = os.environ.get("RHEME_CUDA_LSTM", "")
     if wanted not in ("", "plain", "fp32", "bf16"):
         raise RhemeError(f"RHEME_CUDA_LSTM={wanted}: give plain, fp32 or bf16")
-    if wanted == "plain" or (wanted == "" and (dtype != "float32" or steps < calibration.least_steps(hidden, steps + 1))):
+    most = 0
+    if wanted == "" and dtype == "float32" and steps >= _LEAST_STEPS:
+        most = calibration.most_turns(hidden)
+    if wanted == "plain" or (wanted == "" and most == 0):
         return None
     capability = int(isa().removeprefix("sm_"))
     shape = shape_of(hidden, wanted or "fp32", capability >= 90) if dtype == "float32" and capability >= 80 else None
     held = 0 if shape is None else _sets(shape)
-    if shape is not None and held:
+    if shape is not None and held and (wanted or rows <= most * _ROWS * held):
         return shape
     if wanted == "":
         return None
@@ -109,14 +126,19 @@ def chosen(hidden: int, steps: int, dtype: str) -> Shape | None:
     raise RhemeError(f"RHEME_CUDA_LSTM={wanted}: {isa()} has no room for the {shape.blocks} blocks that must run at once")
 
 
+def rows_at_once(hidden: int) -> int:
+    """How many rows of a batch, of all directions together, run at once in fp32; 0: the size does not fit."""
+    shape = shape_of(hidden, "fp32", int(isa().removeprefix("sm_")) >= 90)
+    return 0 if shape is None else _ROWS * _sets(shape)
+
+
 # Launches -------------------------------------------------------------------------------------------------------------------
 
 
 def _prepared(shape: Shape, name: str, shared: int) -> Any:
     """The kernel, allowed what it needs."""
     function = kernel_of(shape.file, name, "float32", shape.defines(), shape.design == "grid")
-    if shared > 48 << 10:
-        function.max_dynamic_shared_size_bytes = shared
+    allow_shared(function, shared)
     if shape.design == "cluster" and shape.blocks > 8:
         cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, _NON_PORTABLE_CLUSTER, 1)
     return function

@@ -15,7 +15,10 @@ from rheme._cuda.device import (
     explained,
     fault,
     floating,
+    given,
     launch,
+    prepared,
+    prepared_product,
     product,
     refuse,
     row_threads,
@@ -39,9 +42,9 @@ def _fits(packed: Packed | None, kind: str, weights: Sequence[Array]) -> bool:
     """Whether weights are packed. ValueError where what is given was made from others."""
     if packed is None:
         return False
-    given = [w.shape for w in packed.weights] if packed.kind == kind else packed.kind
-    if given != [w.shape for w in weights] or packed.weights[0].dtype != weights[0].dtype:
-        refuse("packed", f"made from weights of shape {given}, wanted {[w.shape for w in weights]}")
+    found = [w.shape for w in packed.weights] if packed.kind == kind else packed.kind
+    if found != [w.shape for w in weights] or packed.weights[0].dtype != weights[0].dtype:
+        refuse("packed", f"made from weights of shape {found}, wanted {[w.shape for w in weights]}")
     return True
 
 
@@ -86,10 +89,11 @@ def _state(start: Array | None, shape: tuple[int, ...], dtype: str) -> Array:
     return state
 
 
-def _at_step(array: Array, s: int, directions: int, time: int, batch: int, width: int, reverse: bool) -> Matrix:
+def _to_step(matrix: Matrix, s: int, time: int, batch: int, reverse: bool) -> None:
     """Step s of an array (R, T, N, width): at time s, or backwards at T - 1 - s; the second direction's is a stride away."""
     first = time - 1 - s if reverse else s
-    return Matrix(array, width, offset=first * batch * width, stride=(time + (time - 1 - s) - first) * batch * width)
+    matrix.offset = first * batch * matrix.ld
+    matrix.stride = (time + (time - 1 - s) - first) * batch * matrix.ld
 
 
 def lstm(
@@ -129,22 +133,28 @@ def lstm(
         out = Matrix(gates, columns, offset=r * rows * columns)
         product(rows, columns, inputs, Matrix(x, inputs), Matrix(w_ih[r], inputs, True), out)
 
-    def add_recurrent(s: int, h: Array) -> None:
-        if s or h0 is not None:
-            at = _at_step(gates, s, directions, time, batch, columns, reverse)
-            left, right = Matrix(h, hidden, stride=batch * hidden), Matrix(recurrent, hidden, True, stride=columns * hidden)
-            product(batch, columns, hidden, left, right, at, add=True, batch=directions)
+    def recurrence(h: Array) -> Callable[[int], None]:
+        at = Matrix(gates, columns)
+        left, right = Matrix(h, hidden, stride=batch * hidden), Matrix(recurrent, hidden, True, stride=columns * hidden)
+        add = prepared_product(batch, columns, hidden, left, right, at, add=True, batch=directions)
 
-    shape = persistent.chosen(hidden, time, dtype)
+        def add_to(s: int) -> None:
+            if s or h0 is not None:
+                _to_step(at, s, time, batch, reverse)
+                add()
+
+        return add_to
+
+    shape = persistent.chosen(hidden, time, directions * batch, dtype)
     if shape is not None:
         y, h, c = persistent.forward(shape, gates, cells, recurrent, both, (h0, c0), lengths, reverse)
     else:
-        y, h, c = lstm_steps(add_recurrent, both, gates, cells, (h0, c0), lengths, reverse)
+        y, h, c = lstm_steps(recurrence, both, gates, cells, (h0, c0), lengths, reverse)
     return y, h, c, gates if save else None, cells
 
 
 def lstm_steps(
-    add_recurrent: Callable[[int, Array], None],
+    recurrence: Callable[[Array], Callable[[int], None]],
     bias: Array | None,
     gates: Array,
     cells: Array | None,
@@ -152,17 +162,16 @@ def lstm_steps(
     lengths: Array | None,
     reverse: bool,
 ) -> tuple[Array, Array, Array]:
-    """y, h_n and c_n from gates (R, T, N, 4H) that hold W_ih x. add_recurrent(s, h): adds W_hh h to step s of them."""
+    """y, h_n and c_n from gates (R, T, N, 4H) that hold W_ih x. recurrence(h)(s): adds W_hh h to step s of them."""
     directions, time, batch, columns = gates.shape
     hidden, dtype = columns // 4, gates.dtype.name
     y = empty(shape=(time, batch, directions * hidden), dtype=dtype)
     h, c = (_state(array, (directions, batch, hidden), dtype) for array in start)
+    add_recurrent, step = recurrence(h), prepared("lstm", "lstm_step", dtype, h.size)
+    rest = given((directions, time, batch, hidden, int(reverse), lengths, bias, gates, cells, h, c, y))
     for s in range(time):
-        add_recurrent(s, h)
-        launch(
-            "lstm", "lstm_step", dtype, each(h.size), THREADS,
-            s, directions, time, batch, hidden, int(reverse), lengths, bias, gates, cells, h, c, y,
-        )  # fmt: skip
+        add_recurrent(s)
+        step((s,), rest)
     return y, h, c
 
 
@@ -202,17 +211,19 @@ def lstm_backward(
     recurrent = _recurrent(w_hh)
     dgates = empty(shape=gates.shape, dtype=dtype)
     dh, dc = _state(dh_n, state, dtype), _state(dc_n, state, dtype)
-    cut = persistent.chosen(hidden, time, dtype)
+    cut = persistent.chosen(hidden, time, directions * batch, dtype)
     if cut is not None:
         persistent.backward(cut, dy, gates, cells, recurrent, c0, dgates, dh, dc, lengths, reverse)
-    for s in reversed(range(time if cut is None else 0)):
-        launch(
-            "lstm", "lstm_step_backward", dtype, each(dh.size), THREADS,
-            s, directions, time, batch, hidden, int(reverse), lengths, dy, gates, cells, c0, dgates, dh, dc,
-        )  # fmt: skip
-        at = _at_step(dgates, s, directions, time, batch, columns, reverse)
-        right, out = Matrix(recurrent, hidden, stride=columns * hidden), Matrix(dh, hidden, stride=batch * hidden)
-        product(batch, hidden, columns, at, right, out, add=True, batch=directions)
+    else:
+        at, out = Matrix(dgates, columns), Matrix(dh, hidden, stride=batch * hidden)
+        right = Matrix(recurrent, hidden, stride=columns * hidden)
+        add = prepared_product(batch, hidden, columns, at, right, out, add=True, batch=directions)
+        step = prepared("lstm", "lstm_step_backward", dtype, dh.size)
+        rest = given((directions, time, batch, hidden, int(reverse), lengths, dy, gates, cells, c0, dgates, dh, dc))
+        for s in reversed(range(time)):
+            step((s,), rest)
+            _to_step(at, s, time, batch, reverse)
+            add()
     # Over all steps at once: what stands past a row's length has gates of gradient 0.
     previous = empty(shape=(directions, time, batch, hidden), dtype=dtype)
     launch(

@@ -1,6 +1,6 @@
 """Weights stored small, int8 or float16: kernels of our own for int8, with the CPU's bits; float16 is widened, then cuBLAS'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rheme._cuda.device import (
     THREADS,
@@ -163,11 +163,12 @@ def quantized_lstm(
     for r in range(directions):
         _product(q, scale, w_ih[r], bias[r], False, gates[r].reshape(time * batch, 4 * hidden))
 
-    def recurrent(s: int, h: Array) -> None:
-        if s == 0 and h0 is None:
-            return
-        for r in range(directions):
-            t = time - 1 - s if reverse or r else s
-            _product(*_quantized_rows(h[r], True), w_hh[r], None, True, gates[r, t])
+    def recurrence(h: Array) -> Callable[[int], None]:
+        def add_to(s: int) -> None:
+            for r in range(directions if s or h0 is not None else 0):
+                t = time - 1 - s if reverse or r else s
+                _product(*_quantized_rows(h[r], True), w_hh[r], None, True, gates[r, t])
 
-    return lstm_steps(recurrent, None, gates, None, (h0, c0), lengths, reverse)
+        return add_to
+
+    return lstm_steps(recurrence, None, gates, None, (h0, c0), lengths, reverse)

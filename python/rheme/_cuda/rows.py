@@ -12,6 +12,7 @@ from rheme._cuda.device import (
     Array,
     Matrix,
     active_clusters,
+    allow_shared,
     check,
     column_sums,
     each,
@@ -76,7 +77,7 @@ def _softmax_backward(kernel: str, dy: Array, y: Array) -> Array:
 # Logits are made, used and forgotten this many bytes at a time: large enough for cuBLAS, small enough to stay in the L2 cache
 # of a large GPU. Below _KEPT bytes the backward gets them from the forward.
 _CHUNK = 32 << 20
-_KEPT = 64 << 20
+_KEPT = 256 << 20
 
 
 def _chunk_rows(rows: int, vocabulary: int, itemsize: int) -> int:
@@ -250,7 +251,7 @@ def _sampling_room(v: int, itemsize: int, blocks: int) -> tuple[int, int]:
     room = 12 * bins + 256 + (8 * bins if blocks > 1 else 16)
     stretch = 32 * -(-v // (32 * bins))
     part = -(-v // (stretch * blocks)) * stretch * itemsize if blocks > 1 else v * itemsize
-    return (room + part, 1) if room + part <= most_shared() else (room, 0)
+    return (room + part, 1) if room + part <= most_shared() - 1024 else (room, 0)  # 688 bytes are the kernel's own
 
 
 def _sampling_threads(v: int) -> int:
@@ -273,8 +274,7 @@ def _by_clusters(v: int, dtype: str) -> bool:
 
 def _sampler(dtype: str, shared: int) -> Any:
     function = kernel_of("sample", "sample", dtype, (f"-DRHEME_CTAS={_TEAM}",))
-    if shared > 48 << 10:
-        function.max_dynamic_shared_size_bytes = shared
+    allow_shared(function, shared)
     return function
 
 

@@ -187,7 +187,7 @@ class TextVAE(nn.Module):
         fresh = new.state_dict()
         for name, parameter in self.named_parameters():
             if name.startswith(prefixes):
-                parameter.data[...] = fresh[name]
+                parameter.data[...] = ops.asarray(fresh[name], like=parameter.data)
                 parameter.version += 1
 
     def loss(

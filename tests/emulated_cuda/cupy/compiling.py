@@ -113,7 +113,7 @@ class Kernel:
             raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
         self.name, self.function = name, getattr(binary, f"launch_{name}")
         self.facts = kernels[name] | {kind: getattr(binary, f"{kind}_{name}")() for kind in ("bounds", "cluster")}
-        self.max_dynamic_shared_size_bytes, self.most_blocks = 48 << 10, 8
+        self.max_dynamic_shared_size_bytes, self.most_blocks = 47 << 10, 8  # the kernel has some of the 48 for itself
         self.kernel = SimpleNamespace(ptr=id(self))  # as a RawKernel has it
         by_pointer[id(self)] = self
 
@@ -128,7 +128,7 @@ class Kernel:
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: grid {grid}")
         if cluster > self.most_blocks:
             raise RuntimeError(f"CUDA_ERROR_INVALID_CLUSTER_SIZE: {self.name}: {cluster} blocks")
-        if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 << 10):
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 226 << 10):
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: {self.name}: {shared_mem} bytes of shared memory")
         together = cluster
         if self.cooperative:

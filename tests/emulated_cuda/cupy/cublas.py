@@ -1,7 +1,12 @@
-"""cupy_backends.cuda.libs.cublas: gemm alone, with cuBLAS' checks, by plain loops (`gemm.cc`)."""
+"""cupy_backends.cuda.libs.cublas: gemm alone, with cuBLAS' checks, by plain loops (`gemm.cc`); and cuBLAS itself.
+
+CuPy refuses to call cuBLAS while a stream is captured. `itself` is what `ctypes` finds: it may then be called, on the stream
+and in the memory that it was told.
+"""
 
 import ctypes
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 from . import compiling, cuda
@@ -29,6 +34,17 @@ def gemmStridedBatchedEx(  # noqa: N802
     handle: int, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int, sa: int, b: int,
     b_type: int, ldb: int, sb: int, beta: int, c: int, c_type: int, ldc: int, sc: int, batch: int, compute: int, algo: int,
 ) -> None:  # fmt: skip
+    if cuda.capturing is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    _product(
+        handle, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta, c, c_type, ldc, sc, batch, compute, algo
+    )
+
+
+def _product(
+    handle: int, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int, sa: int, b: int,
+    b_type: int, ldb: int, sb: int, beta: int, c: int, c_type: int, ldc: int, sc: int, batch: int, compute: int, algo: int,
+) -> None:  # fmt: skip
     name, size, wanted = _KINDS[c_type]
     rows_a, columns_a = (k, m) if ta else (m, k)
     rows_b, columns_b = (n, k) if tb else (k, n)
@@ -50,3 +66,38 @@ def gemmStridedBatchedEx(  # noqa: N802
     )  # fmt: skip
     cuda.module.counts["gemm"] += 1
     cuda.do(lambda: function(*given))
+
+
+_told: dict[str, Any] = {}
+
+
+def _set_stream(handle: int, stream: int) -> int:
+    _told.clear()
+    _told["stream"] = stream
+    return 0
+
+
+def _set_workspace(handle: int, room: int, size: int) -> int:
+    assert covers(room, size)
+    _told["room"] = room
+    return 0
+
+
+def _strided(*given: int) -> int:
+    assert set(_told) == {"stream", "room"}
+    assert _told["stream"] == cuda.get_current_stream().ptr
+    _product(*given)
+    return 0
+
+
+def _plain(*given: int) -> int:
+    handle_to_lda, b_to_ldb, beta_to_ldc, rest = given[:10], given[10:13], given[13:17], given[17:]
+    return _strided(*handle_to_lda, 0, *b_to_ldb, 0, *beta_to_ldc, 0, 1, *rest)
+
+
+itself = SimpleNamespace(
+    cublasSetStream_v2=_set_stream,
+    cublasSetWorkspace_v2=_set_workspace,
+    cublasGemmEx=_plain,
+    cublasGemmStridedBatchedEx=_strided,
+)

@@ -49,6 +49,8 @@ class Graph:
 
 
 class Stream:
+    ptr = 0
+
     def __init__(self, non_blocking: bool = False) -> None:
         self.non_blocking = non_blocking
 
@@ -177,6 +179,8 @@ def _active_clusters(count: Any, function: Any, config: Any) -> int:
 def _library(name: str, *arguments: Any, **keywords: Any) -> Any:
     if name == "libcuda.so.1":
         return SimpleNamespace(cuOccupancyMaxActiveClusters=_active_clusters)
+    if name == "libcublas.so.13":
+        return module.cublas.itself
     return CDLL(name, *arguments, **keywords)
 
 
