@@ -16,7 +16,7 @@ import pytest
 import cuda_checks as checks
 from cuda_device import down, emulated, up
 from op_cases import CASES
-from rheme import _cuda
+from rheme import _core, _cuda
 from rheme.errors import RhemeError
 from test_ops import ALL, array_arguments, border_cases
 
@@ -123,7 +123,6 @@ def test_sampler_of_clusters_draws_what_the_cpu_draws(
 
 def test_sampler_of_clusters_reads_a_large_vocabulary_once(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """131,072 ids, peaked as a language model's, with ties: eight blocks hold the row, and draw what the CPU draws."""
-    from rheme import _core
     from rheme._cuda.rows import _sampling_room
 
     monkeypatch.setenv("RHEME_CUDA_SAMPLER", "cluster")
@@ -383,6 +382,21 @@ def test_what_stands_in_the_way_is_said_in_one_line(settings: dict[str, str], li
     with emulated(**settings), pytest.raises(RhemeError, match=line) as raised:
         _cuda.neg(x=_cuda.zeros(shape=(10_000,), dtype="float32"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_graph_without_cublas_is_one_line() -> None:
+    with emulated(FAULT="cublas"):
+        weight = up(np.ones((4, 4), np.float32))
+        with pytest.raises(RhemeError, match="cuBLAS 13 is nowhere to be found"):
+            _cuda.Graphs().record(lambda x: _cuda.linear(x=x, weight=weight, bias=None, packed=None), [weight])
+
+
+def test_a_kernels_own_shared_memory_counts(rng: np.random.Generator, cupy: Any) -> None:
+    """6,000 ids and the counts are just below the 48 KB that every kernel has, 51,800 just below all that there is."""
+    for columns in (6000, 51_800):
+        logits, bits = rng.normal(size=(1, columns)).astype(np.float32), rng.integers(0, 2**64, 1, np.uint64)
+        given = {"logits": logits, "bits": bits, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        np.testing.assert_array_equal(checks.DEVICE.sample(**given), _core.sample(**given))
 
 
 def test_without_cupy_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ What differs from the CPU: dense products are cuBLAS', so floating sums come in 
 of device; sampling draws the same ids from the same logits. Ids are checked by the kernels: one out of range gives a row of
 not-a-numbers, and an IndexError at the next `global_norm`. Keys and values that attention hides must be finite.
 
-Where there are several ways, the plain one is taken unless a table measured on this device says otherwise (`calibration.py`;
-RHEME_CUDA_TABLE: where it is). RHEME_CUDA_LSTM=plain, fp32 or bf16 and RHEME_CUDA_SAMPLER=block or cluster force one.
+Where there are several ways, that one is taken which was measured to be ahead on this device, or on an H100 for its
+architecture, else the plain one (`calibration.py`; RHEME_CUDA_TABLE: where the table is). RHEME_CUDA_LSTM=plain, fp32 or bf16
+and RHEME_CUDA_SAMPLER=block or cluster force one.
 """
 
 from rheme._cuda.device import (

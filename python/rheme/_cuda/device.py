@@ -418,7 +418,10 @@ def prepared_product(
 def _cublas_itself() -> Any:
     """The library that CuPy has loaded, with the types of what is called."""
     major = cupy().cuda.runtime.runtimeGetVersion() // 1000
-    library = ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    try:
+        library = ctypes.CDLL(f"cublas64_{major}.dll" if os.name == "nt" else f"libcublas.so.{major}")
+    except OSError as error:
+        raise RhemeError(f"cuBLAS {major} is nowhere to be found ({_line(error)}): {EXTRAS}") from None
     whole, pointer = ctypes.c_int, ctypes.c_void_p
     sizes, strided = (pointer, *(whole,) * 5, pointer), (pointer, whole, whole, ctypes.c_longlong)
     library.cublasSetStream_v2.argtypes = (pointer, pointer)

@@ -8,7 +8,7 @@ after each kernel. What CuPy is asked for that stands in no list here is an Attr
 RHEME_EMULATED_ORDER: the order in which threads take turns, 0, 1 or 2. RHEME_EMULATED_MEMORY: bytes of the device.
 RHEME_EMULATED_MULTIPROCESSORS: of them, with a block on each; RHEME_EMULATED_RESIDENT: blocks of a cooperative launch that run
 at once whatever was asked for, as if another program held the rest; RHEME_EMULATED_CLUSTERS: clusters that fit.
-RHEME_EMULATED_FAULT: driver, device or compiler.
+RHEME_EMULATED_FAULT: driver, device, compiler or cublas.
 """
 
 import os

@@ -180,6 +180,8 @@ def _library(name: str, *arguments: Any, **keywords: Any) -> Any:
     if name == "libcuda.so.1":
         return SimpleNamespace(cuOccupancyMaxActiveClusters=_active_clusters)
     if name == "libcublas.so.13":
+        if os.environ.get("RHEME_EMULATED_FAULT") == "cublas":
+            raise OSError("libcublas.so.13: cannot open shared object file")
         return module.cublas.itself
     return CDLL(name, *arguments, **keywords)
 
