@@ -438,6 +438,19 @@ def test_word_dropout_keeps_the_begin(rng: np.random.Generator) -> None:
     assert 0.8 < (dropped[1:] == 3).mean() < 0.97
 
 
+def test_word_dropout_hides_pieces_as_a_whole(rng: np.random.Generator) -> None:
+    model = seq2seq(word_dropout=0.5, dropout=0.0)
+    ids = rng.integers(4, model.config.vocab_size, (40, 3))
+    plain = model.eval()._embed(ids).data
+    with nn.dropout_scope(1, 1):
+        hidden = model.train()._embed(ids).data
+    seen = hidden.any(axis=2)
+    assert seen[0].all()
+    assert 0.3 < seen.mean() < 0.7
+    np.testing.assert_allclose(hidden[1:][seen[1:]], 2 * plain[1:][seen[1:]], rtol=1e-6)
+    np.testing.assert_array_equal(hidden[0], plain[0])
+
+
 def test_draws_from_the_prior_do_not_depend_on_their_number() -> None:
     model = text_vae()
     assert model.prior(5, seed=1)[3].tobytes() == model.prior(1, seed=1, first=3)[0].tobytes()
@@ -448,7 +461,8 @@ def test_draws_from_the_prior_do_not_depend_on_their_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("vocab_size", 0), ("dropout", 1.0), ("label_smoothing", -0.1), ("latent_size", -1)]
+    ("name", "value"),
+    [("vocab_size", 0), ("dropout", 1.0), ("word_dropout", 1.0), ("label_smoothing", -0.1), ("latent_size", -1)],
 )
 def test_seq2seq_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=name):

@@ -26,9 +26,10 @@ Ids = NDArray[np.int64]
 class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The shape of a `Seq2Seq`.
 
-    vocab_size: pieces, shared by source and target. encoder_size: per direction. latent_size: 0 for none.
-    latent_free_bits: nats per latent dimension below which the KL is not pressed down further. latent_warmup: share of a
-    training's steps in which the weight of the KL rises from 0 to 1.
+    vocab_size: pieces, shared by source and target. encoder_size: per direction. word_dropout: share of the pieces of a side,
+    but for its first, that training hides as a whole (Gal and Ghahramani 2016). latent_size: 0 for none. latent_free_bits: nats
+    per latent dimension below which the KL is not pressed down further. latent_warmup: share of a training's steps in which the
+    weight of the KL rises from 0 to 1.
     """
 
     vocab_size: int = 8000
@@ -37,6 +38,7 @@ class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     encoder_layers: int = 1
     decoder_size: int = 384
     dropout: float = 0.2
+    word_dropout: float = 0.0
     label_smoothing: float = 0.1
     latent_size: int = 0
     latent_free_bits: float = 0.0
@@ -49,7 +51,7 @@ class Seq2SeqConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("vocab_size", "embedding_size", "encoder_size", "encoder_layers", "decoder_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("dropout", "label_smoothing", "latent_warmup"):
+        for name in ("dropout", "word_dropout", "label_smoothing", "latent_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
         if self.latent_size < 0:
@@ -184,7 +186,7 @@ class Seq2Seq(nn.Module):
         self.config = config
         encoded, hidden, latent = 2 * config.encoder_size, config.decoder_size, config.latent_size
         self.embedding = embedding or nn.Embedding(config.vocab_size, config.embedding_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.word_dropout = nn.Dropout(config.dropout), nn.Dropout(config.word_dropout)
         self.encoder = nn.LSTM(
             config.embedding_size, config.encoder_size, config.encoder_layers, bidirectional=True, dropout=config.dropout
         )
@@ -274,8 +276,13 @@ class Seq2Seq(nn.Module):
         return y2, context, values, kl
 
     def _embed(self, ids: Ids) -> Tensor:
-        embedded: Tensor = self.dropout(F.mul(self.embedding(ids), self._input_scale))
-        return embedded
+        embedded = F.mul(self.embedding(ids), self._input_scale)
+        if self.training and self.config.word_dropout:
+            seen = self.word_dropout(ops.asarray(np.ones((*ids.shape, 1), np.float32), like=embedded.data)).data
+            seen[0] = 1  # the target's language, the begin
+            embedded = F.mul(embedded, seen)
+        dropped: Tensor = self.dropout(embedded)
+        return dropped
 
     def _encode(self, ids: Ids, lengths: Ids | None) -> tuple[Tensor, Tensor]:
         """values F (S, N, C) and the last layer's final states, both directions side by side, F (N, C)."""
