@@ -18,9 +18,9 @@ def _forget() -> dict[str, Any]:
     """As if no CuPy had been imported yet; returns its modules."""
     modules = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _OURS}
     from rheme import nn, ops
-    from rheme._cuda import calibration, device, persistent, rows
+    from rheme._cuda import blas, calibration, device, persistent, rows
 
-    for module in (device, calibration, persistent, rows, ops, nn):
+    for module in (device, blas, calibration, persistent, rows, ops, nn):
         for value in vars(module).values():
             if callable(getattr(value, "cache_clear", None)):
                 value.cache_clear()

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rheme._cuda.blas import column_sums
 from rheme._cuda.device import (
     THREADS,
     Array,
     check,
-    column_sums,
     each,
     empty,
     fault,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rheme._cuda.device import Array, cublas_room, cupy, explained, upload
+from rheme._cuda.blas import cublas_room
+from rheme._cuda.device import Array, cupy, explained, upload
 
 
 class Graphs:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from rheme._cuda import persistent
+from rheme._cuda.blas import Matrix, column_sums, prepared_product, product
 from rheme._cuda.device import (
     THREADS,
     Array,
-    Matrix,
     check,
-    column_sums,
     cupy,
     each,
     empty,
@@ -18,8 +17,6 @@ from rheme._cuda.device import (
     given,
     launch,
     prepared,
-    prepared_product,
-    product,
     refuse,
     row_threads,
     zeros,

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from rheme._cuda import calibration
+from rheme._cuda.blas import Matrix, column_sums, product
 from rheme._cuda.device import (
     THREADS,
     Array,
-    Matrix,
     active_clusters,
     allow_shared,
     check,
-    column_sums,
     each,
     empty,
     fault,
@@ -24,7 +23,6 @@ from rheme._cuda.device import (
     kernel_of,
     launch,
     most_shared,
-    product,
     refuse,
     row_threads,
     zeros,
