@@ -247,10 +247,11 @@ def test_train_and_use(capsys: Captured, data: Path, tmp_path: Path) -> None:
         "--init",
         str(out),
     ]
-    settings = ["--set", "train.max_epochs=1", "--set", "task.model.dropout=0.3"]
+    changed = {"dropout": 0.3, "word_dropout": 0.1}
+    settings = ["--set=train.max_epochs=1", *(f"--set=task.model.{name}={value}" for name, value in changed.items())]
     assert main([*command, *settings, "--valid-share", "0.2"]) == 0
     models = [json.loads((folder / "config.json").read_text())["config"]["model"] for folder in (out, tuned)]
-    assert models[1] == {**models[0], "dropout": 0.3}
+    assert models[1] == models[0] | changed
     assert (tuned / "tokenizer.model").read_bytes() == (out / "tokenizer.model").read_bytes()
     assert (tuned / "valid.tsv").read_text().startswith("The ")
     capsys.readouterr()

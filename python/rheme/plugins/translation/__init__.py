@@ -62,6 +62,7 @@ class Translation(Task):
         "whole_sentences",
         "entities",
         "model.dropout",
+        "model.word_dropout",
         "model.label_smoothing",
     )
     pipeline_tag: ClassVar[str] = "translation"
