@@ -251,11 +251,11 @@ def persistent_cases(hidden: int, rng: np.random.Generator) -> Iterator[tuple[di
         yield given, cast(grads | {"dy": rng.normal(size=(t, n, r * hidden))}, "float32")
 
 
-def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) -> None:
-    """RHEME_CUDA_LSTM=bf16. A rounding falls otherwise where float32 and float64 differ near a tie.
+def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator, half: float = 1e-6) -> None:
+    """RHEME_CUDA_LSTM=bf16. half: what half of the errors are below.
 
     In the first step nothing has been rounded but what is given: it is equal. From the second a state that was rounded the
-    other way, 2^-9 off, reaches all its row: with sums off by 1e-7, half of the errors of a large model are above 1e-5.
+    other way, near a tie, is 2^-9 off, and reaches all its row; the more the larger the model and the error of its sums.
     """
     for given, grads in persistent_cases(hidden, rng):
         (y, h, c), (_, dh, dc, *_) = map(down, run_lstm(_cuda, up(given), up(grads), True, True))
@@ -264,7 +264,7 @@ def persistent_lstm_is_the_rounded_one(hidden: int, rng: np.random.Generator) ->
             error = np.abs(got - want) / max(1e-3, np.abs(want).max(initial=0))
             first = len(y) == 1 and name in ("y", "h", "c")
             assert error.max(initial=0) < (1e-5 if first else 5e-3), f"{name} is off by {error.max():.2g}"
-            assert np.median(error) < 1e-4, f"half of the errors of {name} are above {np.median(error):.2g}"
+            assert np.median(error) < half, f"half of the errors of {name} are above {np.median(error):.2g}"
     empty = cast(lstm_arguments(rng, 3, 0, 6, hidden, 1, None, True), "float32")
     assert _cuda.lstm(**up(empty), packed=None, save=False)[0].shape == (3, 0, hidden)
 

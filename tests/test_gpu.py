@@ -62,7 +62,8 @@ def test_persistent_lstm(hidden: int, precision: str, rng: np.random.Generator, 
     except RhemeError as reason:
         pytest.skip(str(reason))
     if precision == "bf16":
-        checks.persistent_lstm_is_the_rounded_one(hidden, rng)
+        # An H100's tensor cores sum less exactly than the emulation: at 1,024 units half of the errors were above 4.5e-6.
+        checks.persistent_lstm_is_the_rounded_one(hidden, rng, half=1e-6 if hidden < 1024 else 1e-5)
     else:
         checks.persistent_lstm_equals_reference(hidden, rng)
 
