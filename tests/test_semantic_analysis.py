@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,10 @@ def test_answers(analyze: Any) -> None:
     assert json.loads(json.dumps(result.to_dict()))["text"] == "billing"
 
 
+def test_keywords_are_told_once_as_they_stand_first(analyze: Any) -> None:
+    assert analyze.keywords("My Refund: refund, REFUND or Invoice!") == ["Refund", "Invoice"]
+
+
 LONG = "password " * 5000
 
 
@@ -482,6 +487,22 @@ def test_the_bundled_model_tells_emotions(emotions: Any) -> None:
         assert emotion in str(result).split(", "), text
         assert result.extra["sentiment"]["label"] == sentiment, text
     assert len(emotions.config.labels) == 28
+
+
+def test_the_parts_of_an_answer_agree(emotions: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the most probable label misses its threshold, or one that is chosen is not among the first three."""
+    texts = ["Maybe, well.", "Interesting. Tell me more?", *COMMENTS]
+    assert [str(result) for result in emotions(texts[:2])] == ["approval", "curiosity, excitement"]
+    for result in emotions(texts):
+        chosen, others, labels = str(result).split(", "), [other.text for other in result.alternatives], result.extra["labels"]
+        assert result.score == labels[chosen[0]]
+        assert sorted(chosen + others) == sorted(labels)
+        assert list(labels.values()) == sorted(labels.values(), reverse=True)
+    assert str(emotions(texts[1], min_confidence=0.5)) == "curiosity"
+    assert main(["analyze", texts[1], ""]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert re.fullmatch(r"curiosity 0\.\d\d, excitement 0\.\d\d", rows[0][1])
+    assert rows[1] == ["(none)", "(no label)", "", "?"]
 
 
 def test_the_bundled_model_has_the_same_bits_everywhere(emotions: Any, restored: None) -> None:

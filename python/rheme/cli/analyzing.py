@@ -55,14 +55,12 @@ def analyze_command(
 
 def _line(result: Any) -> str:
     """The group, then the labels, each with its probability, the keywords and the language, divided by tabs."""
-    extra, cells = result.extra, []
-    for value in extra.values():
-        if isinstance(value, dict) and "score" in value:  # the groups
-            cells.append(f"{value['label']} {value['score']:.2f}")
-    found = extra["labels"]
-    names = result.text.split(", ") if result.text else []
-    labels = [f"{name} {found[name]:.2f}" for name in names if name in found] or [result.text or "(no label)"]
-    cells += [", ".join(labels), ", ".join(extra["keywords"]), extra["language"] or "?"]
+    extra = result.extra
+    groups = [value for name, value in extra.items() if isinstance(value, dict) and name != "labels"]
+    cells = [f"{group['label']} {group['score']:.2f}" if group["label"] else "(none)" for group in groups]
+    others = [other.text for other in result.alternatives]
+    labels = [f"{label} {value:.2f}" for label, value in extra["labels"].items() if label not in others]
+    cells += [", ".join(labels) or result.text or "(no label)", ", ".join(extra["keywords"]), extra["language"] or "?"]
     return "\t".join(cells)
 
 

@@ -456,8 +456,9 @@ class SemanticAnalysis(Task):
     def answer(self, inputs: Sequence[str], **options: Any) -> list[Result]:
         """The label of each text, or its labels joined by ", "; ``extra``: labels, the groups, keywords and the language.
 
-        min_confidence: below it the text has no label (""). top_k: how many labels to show with their probabilities.
-        keywords: how many.
+        score: the probability of the first label; where the text has none, of the most probable one. alternatives: labels of
+        the top_k most probable ones that the text does not have. extra["labels"]: both, with their probabilities.
+        min_confidence: no label below it. top_k, keywords: how many.
         """
         settings = AnalysisOptions.parse(self.options | options)
         texts = _checked(inputs)
@@ -472,26 +473,30 @@ class SemanticAnalysis(Task):
     def _result(self, text: str, parts: Encoded, row: list[float], settings: AnalysisOptions) -> Result:
         config, labels = self.config, self.config.labels
         if not text.strip():
-            return Result("", warnings=("low_confidence",), extra={"labels": {}, "keywords": [], "language": None})
+            nothing: dict[str, Any] = {"labels": {}}
+            if config.groups:
+                nothing[config.group_name] = {"label": None, "score": None, "scores": {}}
+            return Result("", warnings=("low_confidence",), extra=nothing | {"keywords": [], "language": None})
         code, order = language.identify(text), self._ranked(row)
-        best = row[order[0]]
-        chosen = self._decide(row, order)
+        found = {labels[k]: row[k] for k in order}
+        best = row[order[0]]  # also the confidence that a text is in scope
+        chosen = [label for label in self._decide(row, order) if found.get(label, best) >= settings.min_confidence]
         warnings = []
         strange = not len(parts[1][0]) or (code is not None and config.languages and code not in config.languages)
         if strange or (config.out_of_scope and chosen == [config.out_of_scope]):
             warnings.append("out_of_domain")
         if len(parts[0]) >= config.max_length and config.model.hidden_size:
             warnings.append("truncated")
-        if best < settings.min_confidence:
-            chosen = []
         if not chosen or (not config.multi_label and best < _LOW):
             warnings.append("low_confidence")
-        extra: dict[str, Any] = {"labels": {labels[k]: row[k] for k in order[: max(settings.top_k, len(chosen))]}}
+        shown = {label: value for n, (label, value) in enumerate(found.items()) if n < settings.top_k or label in chosen}
+        extra: dict[str, Any] = {"labels": shown}
         if config.groups:
             extra[config.group_name] = self._group(row)
         extra |= {"keywords": self.keywords(text, settings.keywords, code), "language": code}
-        alternatives = tuple(Result(labels[k], row[k]) for k in order[1 : settings.top_k])
-        return Result(", ".join(chosen), best, alternatives, tuple(warnings), extra)
+        alternatives = tuple(Result(label, value) for label, value in shown.items() if label not in chosen)
+        score = found.get(chosen[0], best) if chosen else best
+        return Result(", ".join(chosen), score, alternatives, tuple(warnings), extra)
 
     def _group(self, row: list[float]) -> dict[str, Any]:
         """The most probable group, and the probability of each."""
@@ -505,7 +510,7 @@ class SemanticAnalysis(Task):
         return {"label": best, "score": values[best], "scores": values}
 
     def keywords(self, text: str, count: int = 5, code: str | None = None) -> list[str]:
-        """The words of a text that are rare in the training text, the rarest first; no function words, each once.
+        """The words of a text that are rare in training, the rarest first, each once in the form met first; no function words.
 
         Where a language writes no spaces they are the tokenizer's pieces of two characters and more.
         """
@@ -517,10 +522,12 @@ class SemanticAnalysis(Task):
         else:
             words = language.words(text)
         small = language.function_words(code or "en")
-        counted = Counter(word for word in words if len(word) > 1 and word[0].isalpha() and word.casefold() not in small)
-        rarity = self.tokenizer.features.rarity([word.casefold() for word in counted])
+        words = [word for word in words if len(word) > 1 and word[0].isalpha() and word.casefold() not in small]
+        forms = {word.casefold(): word for word in reversed(words)}
+        counted = Counter(word.casefold() for word in words)
+        rarity = self.tokenizer.features.rarity(list(counted))
         weighed = {word: value * math.sqrt(counted[word]) for word, value in zip(counted, rarity, strict=True)}
-        return sorted(weighed, key=lambda word: -weighed[word])[:count]
+        return [forms[word] for word in sorted(weighed, key=lambda word: -weighed[word])[:count]]
 
     # Measuring -------------------------------------------------------------------------------------------------------------
 
