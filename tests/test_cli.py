@@ -106,6 +106,14 @@ def test_mistakes_in_the_command(capsys: Captured, model: Path) -> None:
     assert "say into which language" in fails(capsys, 2, "translate", "--model", str(model), "a")
     assert "did you mean 'top_k'" in fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", "topk=1", "a")
     assert "NAME=VALUE" in fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", "topk", "a")
+    for name, option in (("to", "--to"), ("from_", "--from"), ("glossary", "--glossary")):
+        said = fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", f"{name}=de", "a")
+        assert said == f"rheme: --set {name}: give it as {option}"
+    assert "give it as --seed" in fails(capsys, 2, "generate", "--set", "seed=5")
+    assert "give it as --prompt" in fails(capsys, 2, "generate", "--set", "prompt=I")
+    for verb, name in (("translate", "inputs"), ("summarize", "inputs"), ("translate", "self")):
+        assert f"--set {name}: no option" in fails(capsys, 2, verb, "--set", f"{name}=x", "a")
+    assert "--set examples: no option" in fails(capsys, 2, "evaluate", "x", "--data", "f", "--set", "examples=x")
     assert "no task is called 'x'" in fails(capsys, 2, "evaluate", "x", "--data", "f", "--model", str(model))
 
 

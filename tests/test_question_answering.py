@@ -388,11 +388,23 @@ def test_evaluates_as_the_official_script(untrained: Any, monkeypatch: pytest.Mo
         (("Who?", "x"), {"top_k": 0}, "at least 1"),
         (("Who?", "x"), {"no_answer_threshold": 2}, "from 0 to 1"),
         (("Who?", "x"), {"max_answer_words": 0}, "at least 1"),
+        (("Who?", "x"), {"max_answer_words": 1.5}, "Expected `int.*max_answer_words"),
+        (("Who?", "x"), {"max_answer_words": "abc"}, "Expected `int.*max_answer_words"),
+        (("Who?", "x"), {"top_k": "abc"}, "Expected `int`.*top_k"),
+        (("Who?", "x"), {"no_answer_threshold": "abc"}, "Expected `float`.*no_answer_threshold"),
     ],
 )
 def test_a_wrong_question_is_told(untrained: Any, given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         untrained.answer([given], **options)
+
+
+def test_options_of_load_are_those_of_each_call(model: Path) -> None:
+    asked = "Where does Ida live?", "Ida is 50 years old and lives in Rome. Bob is a friend, but far away."
+    task = rheme.load("question-answering", model, top_k=2, no_answer_threshold=0.0)
+    assert task(asked) == rheme.load("question-answering", model)(asked, top_k=2, no_answer_threshold=0.0)
+    assert len(task(asked).alternatives) == 1
+    assert not task(asked, top_k=1).alternatives
 
 
 def test_pipeline_has_transformers_shapes(model: Path) -> None:
@@ -446,6 +458,8 @@ def test_answers_from_the_command_line(
         ([*base, "--context", "-", "-"], "not both"),
         (["answer", "--model", str(model), "--context", str(tmp_path / "none.txt"), "Who?"], "No such file"),
         (["answer", "--model", str(model), "--context", str(tmp_path / "empty.txt"), "Who?"], "no text in it"),
+        ([*base, "--set", "max_answer_words=abc", "Who?"], "max_answer_words"),
+        ([*base, "--set", "inputs=x", "Who?"], "--set inputs: no option"),
     ):
         assert main(arguments) == 2
         captured = capsys.readouterr()

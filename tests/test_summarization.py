@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 import re
 import sys
@@ -240,6 +241,7 @@ def test_symbols_without_pieces_are_passed_over(summarize: Any, unseen: list[tup
 def test_mistakes(summarize: Any) -> None:
     for options, message in (
         ({"max_words": 0}, "max_words = 0"),
+        ({"max_words": math.inf}, "max_words = inf"),
         ({"extract": 1.5}, "extract = 1.5"),
         ({"max_word": 3}, "did you mean"),
     ):

@@ -10,6 +10,7 @@ import click
 from rheme.errors import InputError
 
 _ROWS = 512  # lines of stdin answered together, at most
+_GIVEN = ("self", "inputs", "examples")  # arguments of a task's methods that are no options
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,12 +62,21 @@ def open_task(name: str | None, model: str | None, threads: int | None, device: 
 
 
 def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
-    """Decoding options that were given: the named ones, and those of --set (values read as JSON where they are)."""
+    """Decoding options that were given: the named ones, and those of --set (values read as JSON where they are).
+
+    InputError for what the command has an option of its own for, other than the named ones, or gives the task itself.
+    """
+    parameters = click.get_current_context().command.params
+    own = {p.name: p.opts[0] for p in parameters if isinstance(p, click.Option) and p.name not in options}
     found = {name: value for name, value in options.items() if value is not None}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise InputError(f"--set {setting}: the form is NAME=VALUE")
+        if name in own:
+            raise InputError(f"--set {name}: give it as {own[name]}")
+        if name in _GIVEN:
+            raise InputError(f"--set {name}: no option; the command gives it itself")
         try:
             found[name] = json.loads(value)
         except ValueError:

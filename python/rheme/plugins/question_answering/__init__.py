@@ -20,7 +20,7 @@ from rheme.plugins.question_answering import picture
 from rheme.plugins.question_answering.lexicon import FEATURES, Lexicon
 from rheme.plugins.question_answering.windows import Asked, Window, batch_of, split, words_of
 from rheme.storage import write_json
-from rheme.tasks import Result, Task, nearest
+from rheme.tasks import Result, Task, configure, nearest
 from rheme.text import batches
 from rheme.text.squad import QuestionExample, read_questions, squad_json
 from rheme.text.vectors import read_vectors
@@ -62,6 +62,22 @@ class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
             raise InputError(f"negatives = {self.negatives}: must be from 0 to 1")
         if self.model.max_span >= self.window:
             raise InputError(f"model.max_span = {self.model.max_span}: must be below window = {self.window}")
+
+
+class AnswerOptions(msgspec.Struct, kw_only=True):
+    """The options of an answer; see `QuestionAnswering.answer`."""
+
+    top_k: int = 1
+    no_answer_threshold: float = 0.0
+    max_answer_words: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_answer_words"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} = {value}: must be at least 1")
+        if not 0 <= self.no_answer_threshold <= 1:
+            raise InputError(f"no_answer_threshold = {self.no_answer_threshold}: must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -238,39 +254,31 @@ class QuestionAnswering(Task):
     def answer(
         self,
         inputs: Sequence[Any],
-        top_k: int = 1,
+        top_k: int | None = None,
         no_answer_threshold: float | None = None,
         max_answer_words: int | None = None,
         **unknown: Any,
     ) -> list[Result]:
         """Answers, in order. An input: (question, context) or a mapping with these keys; the context is a text or several.
 
-        top_k: answers given, the others as alternatives (none overlaps another). no_answer_threshold: no answer (an empty text)
-        where the probability that there is one is below it; 0: always answer; None: as calibrated on the validation examples.
-        max_answer_words: of the longest answer.
+        top_k: answers given, by default one, the others as alternatives (none overlaps another). no_answer_threshold: no answer
+        (an empty text) where the probability that there is one is below it; 0: always answer; None: as calibrated on the
+        validation examples. max_answer_words: of the longest answer.
 
         A Result's score is the probability of its span among all spans of all contexts and "no answer"; extra holds start and
         end in characters of the context, context (its number) and answerable (the probability that there is an answer).
         """
-        if unknown:
-            name = next(iter(unknown))
-            known = ("top_k", "no_answer_threshold", "max_answer_words")
-            raise InputError(f"unknown option {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
-        if top_k < 1:
-            raise InputError(f"top_k = {top_k}: must be at least 1")
-        if max_answer_words is not None and max_answer_words < 1:
-            raise InputError(f"max_answer_words = {max_answer_words}: must be at least 1")
-        threshold = self.options.get("no_answer_threshold", 0.0) if no_answer_threshold is None else no_answer_threshold
-        if not 0 <= threshold <= 1:
-            raise InputError(f"no_answer_threshold = {threshold}: must be from 0 to 1")
+        given = {"top_k": top_k, "no_answer_threshold": no_answer_threshold, "max_answer_words": max_answer_words}
+        merged = self.options | {name: value for name, value in given.items() if value is not None} | unknown
+        settings: AnswerOptions = configure(AnswerOptions, merged, "options")
         asked = [_question(given) for given in inputs]
         lexicon = Lexicon(self.tokenizer)
         read = {context: find_words(context) for _, contexts in asked for context in contexts}
-        spans, odds = self._candidates(asked, read, top_k, max_answer_words, lexicon)
+        spans, odds = self._candidates(asked, read, settings.top_k, settings.max_answer_words, lexicon)
         strange = {context: lexicon.strange(words) for context, (words, _) in read.items()}
         results = []
         for (_, contexts), found, log_odds in zip(asked, spans, odds, strict=True):
-            result = self._result(contexts, found, log_odds, top_k, threshold)
+            result = self._result(contexts, found, log_odds, settings.top_k, settings.no_answer_threshold)
             if any(strange[context] for context in contexts):
                 result = replace(result, warnings=("out_of_domain", *result.warnings))
             results.append(result)

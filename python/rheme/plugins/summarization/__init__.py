@@ -337,7 +337,7 @@ def _whole(name: str, value: Any) -> int | None:
         return None
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: of infinity
         number = 0
     if number < 1 or number != float(value):
         raise InputError(f"{name} = {value}: must be a whole number of at least 1")
