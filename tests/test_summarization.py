@@ -118,6 +118,27 @@ def test_require(summarize: Any, unseen: list[tuple[str, str]]) -> None:
         summarize(unseen[0][0], require="data", forbid="data")
 
 
+def test_what_cannot_be_met_is_told(summarize: Any, unseen: list[tuple[str, str]], taught: Path, tmp_path: Path) -> None:
+    document = unseen[0][0]
+    for options in (
+        {"require": "free data for all", "max_words": 2},
+        {"require": "free data for all", "max_words": 2, "max_new_tokens": 12},  # the search must write it at last
+        {"prefix": "on the data of", "max_words": 3},
+        {"prefix": "on the data of", "max_words": 3, "num_beams": 1},
+    ):
+        with pytest.raises(InputError, match=r"no summary found .* max_words = [23]"):
+            summarize(document, **options)
+    (tmp_path / "one.txt").write_text(document)
+    command = ["summarize", "--model", str(taught), str(tmp_path / "one.txt"), "--max-words", "2"]
+    assert main([*command, "--require", "free data for all"]) == 2
+
+
+def test_a_prefix_is_kept_as_it_is_given(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+    assert summarize(unseen[0][0]).text[0].isupper()
+    for num_beams in (1, 4):
+        assert summarize(unseen[0][0], prefix="on the", num_beams=num_beams).text.startswith("on the")
+
+
 def test_coverage_keeps_from_reading_twice(summarize: Any, unseen: list[tuple[str, str]]) -> None:
     """With a penalty far above any probability the chosen text copies no more than the others that were found."""
     document = unseen[0][0]
@@ -130,7 +151,7 @@ def test_coverage_keeps_from_reading_twice(summarize: Any, unseen: list[tuple[st
 # Choosing sentences ----------------------------------------------------------------------------------------------------------
 
 
-def test_extract(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+def test_extract(summarize: Any, unseen: list[tuple[str, str]], taught: Path) -> None:
     document = unseen[0][0]
     for count in (1, 2, 3, 7):
         result = summarize(document, extract=count)
@@ -146,8 +167,11 @@ def test_extract(summarize: Any, unseen: list[tuple[str, str]]) -> None:
     assert count_words(cut.text) == 2
     assert cut.warnings == ("truncated",)
     assert "present" not in summarize(document, extract=3, forbid="present").text
-    with pytest.raises(InputError, match="cannot require"):
-        summarize(document, extract=1, require="x")
+    for options in ({"require": "x"}, {"prefix": "The"}, {"num_return_sequences": 2}, {"do_sample": True}):
+        with pytest.raises(InputError, match=f"as they stand: leave {next(iter(options))} out"):
+            summarize(document, extract=1, **options)
+    with pytest.raises(InputError, match="leave prefix out"):
+        rheme.load("summarization", taught, prefix="The")(document, extract=1)
     assert summarize("", extract=2).to_dict() == {"text": "", "score": None, "sentences": []}
 
 
@@ -222,6 +246,17 @@ def test_texts_that_are_their_own_summary(summarize: Any, text: str, expected: s
     result = summarize(text)
     assert (result.text, result.warnings) == (expected, warnings)
     assert count_words(summarize(text, max_words=2).text) <= 2
+
+
+def test_constraints_on_a_text_in_another_language(summarize: Any) -> None:
+    text = "Voici un texte en français. Il parle de la ville et de ses musées."
+    assert summarize(text, forbid="voici").text == "Il parle de la ville et de ses musées."
+    assert summarize(text, forbid=["voici", "ville"]).text == ""
+    assert summarize("🙂", forbid="🙂").text == ""
+    for options in ({"require": "ville"}, {"prefix": "Voici"}):
+        with pytest.raises(InputError, match=r"'Voici un texte.*no language of this model \(en\)"):
+            summarize([text], **options)
+        assert summarize("", **options).text == ""
 
 
 @pytest.mark.parametrize(
@@ -377,7 +412,7 @@ def test_command(
         ([str(tmp_path / "none.txt")], "No such file"),
         ([], "no document given"),
         ([str(one), "--set", "max_word=2"], "did you mean"),
-        ([str(one), "--extract", "1", "--require", "x"], "cannot require"),
+        ([str(one), "--extract", "1", "--require", "x"], "leave require out"),
     ):
         assert main(["summarize", *model, *arguments]) == 2
         captured = capsys.readouterr()

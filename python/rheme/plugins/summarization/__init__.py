@@ -15,7 +15,7 @@ from rheme import decoding, metrics
 from rheme.decoding.constraints import Forbidden
 from rheme.errors import InputError
 from rheme.models.pointer_generator import PointerGenerator, PointerGeneratorConfig
-from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
+from rheme.plugins.summarization.extraction import Sentence, find_sentences, fitting, rank
 from rheme.plugins.summarization.numbers import Digits, FaithfulNumbers, numbers_of
 from rheme.plugins.summarization.picture import draw
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
@@ -161,11 +161,12 @@ class Summarization(Task):
         """Summaries, in order.
 
         max_words: no longer than that (a Chinese or Japanese character counts as a word). extract: instead of writing, choose
-        so many sentences of the document. options: of decoding (num_beams, forbid, require, coverage_penalty, ...).
+        so many sentences of the document; max_words and forbid hold for them, too. options: of decoding (num_beams, forbid,
+        require, coverage_penalty, ...). InputError where no summary is found that holds what require and prefix ask for.
 
         A text of a few words is its own summary; of one in another language, or mostly of characters unknown to the model, the
-        first sentence is returned. `extra` has "read", the offsets of the sentences that were read of a document too long to be
-        read whole, or with extract "sentences", those chosen.
+        first sentence without a forbidden phrase is returned. `extra` has "read", the offsets of the sentences that were read
+        of a document too long to be read whole, or with extract "sentences", those chosen.
         """
         for text in inputs:
             if not isinstance(text, str):
@@ -178,6 +179,10 @@ class Summarization(Task):
         defaults = merged.pop("max_words", None), merged.pop("extract", None)
         max_words = _whole("max_words", defaults[0] if max_words is None else max_words)
         extract = _whole("extract", defaults[1] if extract is None else extract)
+        if extract is not None:
+            unfit = [name for name in merged if name in ("require", "prefix") or (name in options and name != "forbid")]
+            if unfit:
+                raise InputError(f"extract takes sentences as they stand: leave {', '.join(unfit)} out")
         settings = decoding.GenerationOptions.parse(merged)
         if extract is not None:
             return [self._extracted(text, extract, max_words, settings) for text in inputs]
@@ -201,7 +206,7 @@ class Summarization(Task):
             answers = decoding.generate(faithful, faithful.start(state, numbers), len(batch), settings, bos, eos, rows)
             for k, hypotheses in zip(batch, answers, strict=True):
                 found[jobs[k]] = hypotheses
-        return [self._result(document, found.get(i, []), max_words) for i, document in enumerate(documents)]
+        return [self._result(document, found.get(i, []), max_words, settings) for i, document in enumerate(documents)]
 
     def _document(self, text: str, settings: decoding.GenerationOptions) -> _Document:
         """What the model reads of a text: all of it, or of a long one the sentences that say most."""
@@ -211,8 +216,14 @@ class Summarization(Task):
         foreign = sum(self.tokenizer.is_byte(index) for index in ids)
         language = identify(start) if count_words(start) > 2 * _SHORT else None  # a few words may mislead
         if not ids or 2 * foreign > len(ids) or language not in (None, *self.config.languages):
-            first = next(iter(find_sentences(start, self._pieces)), None)
-            return _Document([], first.text if first else text.strip(), foreign=bool(text.strip()))
+            if text.strip() and (settings.require or settings.prefix):
+                raise InputError(
+                    f"{text.strip()[:40]!r} is in no language of this model ({', '.join(self.config.languages)}): a sentence "
+                    "of it is taken as it stands; leave require and prefix out"
+                )
+            sentences = find_sentences(start, self._pieces) or [Sentence(text.strip(), 0, len(text), [])]
+            permitted = self._permitted(sentences, settings)
+            return _Document([], permitted[0].text if permitted else "", foreign=bool(text.strip()))
         domain = 8 * foreign <= len(ids)
         short = count_words(start) <= _SHORT and len(ids) <= 8 * _SHORT
         if short and not (settings.forbid or settings.require or settings.prefix):
@@ -231,14 +242,16 @@ class Summarization(Task):
         plain = ["".join(c for c in text if c in known or unicodedata.category(c) != "So") for text in texts]
         return self.tokenizer.encode(plain)
 
+    def _permitted(self, sentences: list[Sentence], settings: decoding.GenerationOptions) -> list[Sentence]:
+        """Those that hold no forbidden phrase."""
+        if not settings.forbid:
+            return sentences
+        forbidden = Forbidden(settings.forbid, self.tokenizer)
+        return [sentence for sentence in sentences if not forbidden.stands_in(sentence.text)]
+
     def _extracted(self, text: str, count: int, max_words: int | None, settings: decoding.GenerationOptions) -> Result:
         """The `count` sentences that say most, in their order; none that holds a forbidden phrase."""
-        if settings.require:
-            raise InputError("extract takes sentences as they stand: it cannot require words")
-        sentences = find_sentences(text, self._pieces)
-        if settings.forbid:
-            forbidden = Forbidden(settings.forbid, self.tokenizer)
-            sentences = [sentence for sentence in sentences if not forbidden.stands_in(sentence.text)]
+        sentences = self._permitted(find_sentences(text, self._pieces), settings)
         if not sentences:
             return Result("", extra={"sentences": []})
         order = rank(self.model, [sentence.ids for sentence in sentences], self.config.max_input_length)
@@ -248,27 +261,38 @@ class Summarization(Task):
         spans = [{"text": sentences[i].text, "start": sentences[i].start, "end": sentences[i].end} for i in chosen]
         return Result(summary, warnings=("truncated",) if summary != whole else (), extra={"sentences": spans})
 
-    def _result(self, document: _Document, found: list[decoding.Hypothesis], max_words: int | None) -> Result:
+    def _result(
+        self,
+        document: _Document,
+        found: list[decoding.Hypothesis],
+        max_words: int | None,
+        settings: decoding.GenerationOptions,
+    ) -> Result:
         extra = {"read": [list(span) for span in document.read]} if document.read else {}
-        if not found:
+        texts = self.tokenizer.decode([hypothesis.ids for hypothesis in found])
+        if self.config.capitalized and not settings.prefix:
+            texts = [capitalize(text) for text in texts]
+        written = [(cut_words(text, max_words), hypothesis) for text, hypothesis in zip(texts, found, strict=True)]
+        if settings.require or settings.prefix:  # which may stand in what is cut off
+            written = [pair for pair, text in zip(written, texts, strict=True) if pair[0] == text]
+        asked = [name for name in ("require", "prefix", "forbid") if getattr(settings, name)]
+        if document.ids and asked and not written:
+            limits = f"max_words = {max_words}, max_new_tokens = {settings.max_new_tokens}"
+            raise InputError(f"no summary found that keeps to {', '.join(asked)} within {limits}: ask for less, or allow more")
+        if not written:
             text = cut_words(document.text, max_words)
-            cut = text != document.text
-            given = [name for name, is_so in (("out_of_domain", document.foreign), ("truncated", cut)) if is_so]
-            return Result(text, warnings=tuple(given))
-        texts = [cut_words(self._finish(text), max_words) for text in self.tokenizer.decode([h.ids for h in found])]
-        best, score = found[0], found[0].confidence
+            given = [("out_of_domain", document.foreign), ("truncated", text != document.text)]
+            return Result(text, warnings=tuple(name for name, is_so in given if is_so))
+        (first, best), *others = written
         warnings = (
             ("repetition", best.repeating),
-            ("length_ratio", count_words(texts[0]) > count_words(document.text)),
+            ("length_ratio", count_words(first) > count_words(document.text)),
             ("out_of_domain", document.foreign),
             ("truncated", not (best.finished or best.repeating)),
-            ("low_confidence", score < _LOW),
+            ("low_confidence", best.confidence < _LOW),
         )
-        others = tuple(Result(text, h.confidence) for text, h in zip(texts[1:], found[1:], strict=True))
-        return Result(texts[0], score, others, tuple(name for name, is_so in warnings if is_so), extra)
-
-    def _finish(self, text: str) -> str:
-        return capitalize(text) if self.config.capitalized else text
+        alternatives = tuple(Result(text, h.confidence) for text, h in others)
+        return Result(first, best.confidence, alternatives, tuple(name for name, is_so in warnings if is_so), extra)
 
     def pipe(
         self,
