@@ -232,6 +232,22 @@ def test_confidence_does_not_depend_on_the_others(folder: Path) -> None:
     assert odd.warnings == ("out_of_domain",)
 
 
+def test_options_of_generation_are_served_or_told(folder: Path) -> None:
+    task: Any = rheme.load("generation", folder)
+    assert task.generate(3, do_sample=True) == task.generate(3, temperature=1.0) != task.generate(3)
+    assert task.generate(3, do_sample=False) == task.generate(3)
+    assert task.generate(3, like=TEXTS[0], do_sample=True) != task.generate(3, like=TEXTS[0])
+    for message, options in (
+        ("say how many with n", {"num_return_sequences": 3}),
+        ("temperature = 0.5: above 0 it samples", {"do_sample": False, "temperature": 0.5}),
+        ("excludes num_beams", {"num_beams": 2, "temperature": 0.5}),
+    ):
+        with pytest.raises(InputError, match=message):
+            task.generate(1, **options)
+    figures = task.evaluate(TEXTS, temperature=1.0)
+    assert figures["distinct_of_20"] == task.evaluate(TEXTS, do_sample=True)["distinct_of_20"]
+
+
 def test_likelihood_of_sentences_is_that_of_the_report(folder: Path) -> None:
     """The same estimate by two ways, within the noise of 200 draws (measured: 0.05; sentences share them in one of the two)."""
     task: Any = rheme.load("generation", folder)

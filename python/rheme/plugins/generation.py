@@ -299,9 +299,9 @@ class Generation(Task):
         They come from draws of z from the prior; with ``like`` from around that sentence's code, temperature scaling the
         distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins. options: of decoding,
         such as forbid and require. Without ``like``, temperature is the decoder's: 0 (the default) takes the most probable
-        piece at each step, so that only z makes a difference; a model without a code samples at 1 by default. Fewer come back
-        when the model has no more to say. Those like a text that the model finds odd (see ``confidence``) carry the warning
-        out_of_domain.
+        piece at each step, so that only z makes a difference; a model without a code samples at 1 by default, and so does any
+        with do_sample. Fewer come back when the model has no more to say. Those like a text that the model finds odd (see
+        ``confidence``) carry the warning out_of_domain.
         """
         if count < 1:
             raise InputError(f"n = {count}: must be at least 1")
@@ -310,7 +310,7 @@ class Generation(Task):
         results: dict[str, Result] = {}
         if like is not None:
             self.require_code("writing sentences like a given one")
-            around, decoder_temperature = self._around(like, 1.0 if temperature is None else temperature), 0.0
+            around, decoder_temperature = self._around(like, 1.0 if temperature is None else temperature), None
             results[" ".join(like.split())] = Result(like)  # itself is not one of them
             count += 1
             odd = self.confidence([like])[0].warnings if self.config.calibration else ()
@@ -335,11 +335,20 @@ class Generation(Task):
 
     def _settings(self, seed: int, temperature: float | None, options: Mapping[str, Any]) -> decoding.GenerationOptions:
         """Temperature 0 is the most probable piece at each step, another one samples."""
+        merged = self.options | dict(options) | {"seed": seed}
+        if str(merged.get("num_return_sequences", 1)) != "1":
+            raise InputError("num_return_sequences: each draw of a code gives one sentence; say how many with n (--n)")
+        settings = decoding.GenerationOptions.parse(merged)
         if temperature is None:
-            temperature = 0.0 if self.config.model.latent_size else 1.0
-        settings = decoding.GenerationOptions.parse(self.options | dict(options) | {"seed": seed, "temperature": temperature})
-        sampled = temperature > 0 and settings.num_beams == 1
-        return msgspec.structs.replace(settings, do_sample=sampled)
+            needed = not self.config.model.latent_size and settings.num_beams == 1  # without a code nothing else is drawn
+            temperature = float(settings.do_sample if "do_sample" in merged else needed)
+        if "do_sample" in merged and settings.do_sample != (temperature > 0):
+            raise InputError(
+                f"do_sample = {settings.do_sample}, but temperature = {temperature}: above 0 it samples, 0 does not"
+            )
+        if temperature > 0 and settings.num_beams > 1:
+            raise InputError(f"temperature = {temperature}: above 0 it samples, which excludes num_beams > 1")
+        return msgspec.structs.replace(settings, temperature=temperature, do_sample=temperature > 0)
 
     def _draws(
         self,
@@ -415,9 +424,9 @@ class Generation(Task):
         }
         return figures | {"distinct_of_20": self._distinct(20, **options)}
 
-    def _distinct(self, draws: int, **options: Any) -> int:
+    def _distinct(self, draws: int, seed: int = 0, temperature: float | None = None, **options: Any) -> int:
         """How many different sentences so many draws of z give."""
-        return len({result.text for result in self._draws(0, draws, self._settings(0, None, options))})
+        return len({result.text for result in self._draws(0, draws, self._settings(seed, temperature, options))})
 
 
 @dataclass(frozen=True)
