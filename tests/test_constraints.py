@@ -264,6 +264,7 @@ def test_what_cannot_be_asked_for(tokenizer: Tokenizer) -> None:
         ({"require": ("the cat",), "forbid": ("Cat",)}, "'the cat' is required, but"),
         ({"prefix": "A cat", "forbid": ("Cat",)}, "'A cat' is required, but"),
         ({"require": ("the old man and the sea",), "max_new_tokens": 3}, "max_new_tokens = 3: what is required has"),
+        ({"prefix": "the old man and the sea", "max_new_tokens": 3}, "max_new_tokens = 3: what is required has"),
     ):
         with pytest.raises(InputError, match=message):
             Constraints.of_texts(GenerationOptions(**options), tokenizer, 2)
@@ -272,6 +273,39 @@ def test_what_cannot_be_asked_for(tokenizer: Tokenizer) -> None:
     bound = Constraints.of_texts(GenerationOptions(require=("cat",)), tokenizer, 1)
     with pytest.raises(InputError, match="beam search"):
         write(Writer(len(tokenizer), tokenizer.eos_id), [0], tokenizer, bound, do_sample=True)
+
+
+def test_spellings_of_a_forbidden_text_are_one(tokenizer: Tokenizer) -> None:
+    for phrase, text in (("l'été", "L’E\u0301TE\u0301"), ("l’e\u0301te\u0301", "l'été")):
+        assert Forbidden((phrase,), tokenizer).stands_in(text)
+
+
+def test_what_is_asked_of_some_inputs(tokenizer: Tokenizer) -> None:
+    options = GenerationOptions(prefix="The", require=("cat",))
+    bound = Constraints.of_texts(options, tokenizer, 3, asked=[True, False, True])
+    assert bound.prefixes == [tokenizer.encode(["The"])[0], [], tokenizer.encode(["The"])[0]]
+    assert bound.require is not None
+    assert [progress is not None for progress in bound.require] == [True, False, True]
+
+
+def test_a_text_ends_with_a_stop_string(tokenizer: Tokenizer) -> None:
+    """However it is cut into pieces; with the piece that completes it."""
+    model = Speller(tokenizer, ("cat", "mat"))
+    for beams in (1, 4):
+        free = write(model, range(6), tokenizer, Constraints(tokenizer.unwritable), num_beams=beams, max_new_tokens=25)
+        bound = Constraints.of_texts(GenerationOptions(stop=("cat", "at m")), tokenizer, 6, forbid=tokenizer.unwritable)
+        found = write(model, range(6), tokenizer, bound, num_beams=beams, max_new_tokens=25)
+        ended = [tokenizer.decode([hypotheses[0].ids])[0] for hypotheses in found]
+        assert any("cat" in text for text in ended)
+        for before, after, text in zip(free, found, ended, strict=True):
+            places = [text.find(stop) for stop in ("cat", "at m") if stop in text]
+            if places:
+                assert after[0].finished
+                head = tokenizer.decode([after[0].ids[:-1]])[0]
+                assert "cat" not in head
+                assert "at m" not in head
+            elif beams == 1:
+                assert after[0].ids == before[0].ids
 
 
 def test_a_prefix_then_the_rest(tokenizer: Tokenizer) -> None:

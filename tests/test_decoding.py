@@ -168,6 +168,8 @@ def test_sampling_draws_by_seed_and_stream() -> None:
 
     first = drawn(seed=1)
     assert first == drawn(seed=1)
+    scores = [h.normalized_score for h in run(model, model.start(0), 1, do_sample=True, num_return_sequences=9, seed=1)[0]]
+    assert scores == sorted(scores, reverse=True), "best first"
     assert len({tuple(ids) for ids in first}) == 4
     assert first != drawn(seed=2)
     assert first != drawn(seed=1, streams=[1])
@@ -293,6 +295,8 @@ def test_options_from_plain_values() -> None:
         ({"temperature": -1.0}, "temperature"),
         ({"do_sample": True, "num_beams": 2}, "exclude each other"),
         ({"num_return_sequences": 2}, "do_sample or as many beams"),
+        ({"length_penalty": -500.0}, "length_penalty = -500.0: out of its range"),
+        ({"stop": ("",)}, "stop: an empty text"),
     ],
 )
 def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:

@@ -1,16 +1,12 @@
 """Translation, on models too small to be any good: what holds whatever the model writes."""
 
 import random
-import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import rheme
 from rheme import nn, tasks
@@ -19,28 +15,12 @@ from rheme.errors import InputError
 from rheme.plugins.translation import checks, reranking
 from rheme.tasks import Result
 from rheme.text import language
-
-PAIRS = [(f"The {a} is {b}.", f"{c} est {d} !") for a, c in (("cat", "Le chat"), ("dog", "Le chien"), ("house", "La maison"))
-         for b, d in (("big", "grand"), ("small", "petit"), ("near the station, here", "près, ici"))] * 3  # fmt: skip
-PAIRS.append(
-    (
-        'The quick "brown" fox - it jumps over the lazy dog with vim.',
-        "Voix ambiguë d'un cœur qui, au zéphyr, préfère les jattes.",
-    )
-)
-PAIRS.append(("It is 12:34, 5/6 or 7.89 - 0.", "Il est 12:34, 5/6 ou 7.89 - 0."))
-SMALL = {"embedding_size": 12, "encoder_size": 8, "decoder_size": 12}
+from toy_translation import PAIRS, SMALL, same, toy_translator
 
 
 @pytest.fixture(scope="module")
 def translator() -> Any:
-    cls = tasks.get_task("translation")
-    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "max_source_length": 12, "model": SMALL}))
-    with nn.init_scope(1):
-        task.setup(PAIRS)
-    task.model.eval()
-    task.options["max_new_tokens"] = 6
-    return task
+    return toy_translator()
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +34,11 @@ TEXTS = ["The cat is big.", "", "dog", "The house is near the station, here.", "
 @pytest.mark.parametrize("options", [{}, {"num_beams": 1}, {"num_beams": 1, "do_sample": True, "seed": 3}])
 def test_a_list_is_answered_as_one_by_one(translator: Any, options: dict[str, Any]) -> None:
     together = translator(TEXTS, to="fr", **options)
-    assert _same(together, [translator(text, to="fr", **options) for text in TEXTS])
+    assert same(together, [translator(text, to="fr", **options) for text in TEXTS])
     order = list(range(len(TEXTS)))
     random.Random(1).shuffle(order)
     shuffled = translator([TEXTS[i] for i in order], to="fr", **options)
-    assert _same([shuffled[order.index(i)] for i in range(len(TEXTS))], together)
-
-
-def _same(first: list[Result], second: list[Result]) -> bool:
-    return [repr(result) for result in first] == [repr(result) for result in second]  # nan is not equal to itself
+    assert same([shuffled[order.index(i)] for i in range(len(TEXTS))], together)
 
 
 def test_nothing_to_translate_needs_no_model(translator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +152,42 @@ def test_a_beam_search_is_ranked_by_both_directions(translator: Any) -> None:
         translator(text, to="fr", reverse_weight=-1)
 
 
+@pytest.fixture(scope="module")
+def one_way(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of models of one direction each, by direction; `other` has other pieces."""
+    cls = tasks.get_task("translation")
+    folders = {}
+    for name, directions, size in (("forward", "forward", 330), ("backward", "backward", 330), ("other", "backward", 320)):
+        task: Any = cls(tasks.configure(cls.Config, {"vocab_size": size, "directions": directions, "model": SMALL}))
+        with nn.init_scope(2):
+            task.setup(PAIRS)
+        folders[name] = task.save(tmp_path_factory.mktemp("models") / name)
+    return folders
+
+
+def test_a_model_of_one_direction_is_ranked_by_another(one_way: dict[str, Path]) -> None:
+    forward = rheme.load("translation", one_way["forward"], max_new_tokens=6)
+    backward = str(one_way["backward"])
+    text = "The dog is small."
+    plain, ranked = (
+        forward(text, num_return_sequences=4, reverse_weight=1e4, **options) for options in ({}, {"reverse_model": backward})
+    )
+    texts = [[result.text, *(other.text for other in result.alternatives)] for result in (plain, ranked)]
+    assert sorted(texts[0]) == sorted(texts[1])
+    assert texts[0] != texts[1]
+    assert forward(text, reverse_weight=0, reverse_model=backward) == forward(text)
+    with pytest.raises(InputError, match="it has other pieces; train both on the same pairs"):
+        forward(text, reverse_model=str(one_way["other"]))
+    with pytest.raises(InputError, match="this model cannot translate from fr to en; it can: en to fr"):
+        forward(text, reverse_model=str(one_way["forward"]))
+    with pytest.raises(InputError, match="nowhere"):
+        forward(text, reverse_model="nowhere")
+
+
 def test_folder_round_trip(translator: Any, folder: Path) -> None:
     loaded = rheme.load("translation", folder)
     assert loaded.config == translator.config
-    assert _same(loaded(TEXTS, to="fr"), rheme.load("translation", folder)(TEXTS, to="fr"))
+    assert same(loaded(TEXTS, to="fr"), rheme.load("translation", folder)(TEXTS, to="fr"))
     with pytest.raises(InputError, match="holds a model for 'translation', not for 'generation'"):
         rheme.load("generation", folder)
 
@@ -240,7 +248,7 @@ def test_directions_with_layers_of_their_own(translator: Any, tmp_path: Path) ->
     assert once < task.model.num_parameters() < 2 * once
     for precision in ("float32", "int8"):
         loaded: Any = rheme.load("translation", task.save(tmp_path / precision, dtype=precision))
-        assert _same(loaded(TEXTS, to="fr"), [loaded(text, to="fr") for text in TEXTS])
+        assert same(loaded(TEXTS, to="fr"), [loaded(text, to="fr") for text in TEXTS])
         assert loaded("Le chat", to="en", num_beams=3).text != loaded("Le chat", to="fr", num_beams=3).text
 
 
@@ -254,7 +262,7 @@ def test_layers_in_common_become_those_of_each_direction(translator: Any, tmp_pa
 
     separate = adapted(translator, separate=True)
     for to in ("fr", "en"):
-        assert _same(separate(TEXTS, to=to, num_beams=3), translator(TEXTS, to=to, num_beams=3))
+        assert same(separate(TEXTS, to=to, num_beams=3), translator(TEXTS, to=to, num_beams=3))
     with pytest.raises(InputError, match="cannot be made one"):
         adapted(separate, separate=False)
 
@@ -291,7 +299,11 @@ def test_evaluation(translator: Any) -> None:
     assert set(figures) >= {"pairs", "bleu_en-fr", "chrf_en-fr", "bleu_signature_en-fr"}
     assert "tok:13a" in figures["bleu_signature_en-fr"]
     assert "case:mixed" in figures["bleu_signature_en-fr"]
-    assert {name.rpartition("_")[2] for name in translator.evaluate(PAIRS[:2], num_beams=1)} == {"pairs", "en-fr", "fr-en"}
+    assert {name.rpartition("_")[2] for name in translator.evaluate(PAIRS[:2], num_beams=1)} == {
+        "pairs",
+        "en-fr",
+        "fr-en",
+    }
 
 
 @pytest.mark.parametrize(
@@ -319,120 +331,6 @@ def test_scripts() -> None:
     assert language.in_script("123 !", "zh")
 
 
-# Carried through -------------------------------------------------------------------------------------------------------------
-
-INLINE = ["http://a.b/c?d=1&e=%20", "https://example.com", "bob.x@mail.example.org", "{name}", "{{ user name }}", "%(count)s",
-          "%s", "$HOME", "my_file_2", "v1.2.3", "@someone", "#tag", "/usr/lib/x.so", "www.site.de/page"]  # fmt: skip
-NUMBERS = ["7", "1,234.50", "5:30", "2024-05-03", "99", "1/2", "3.14"]
-MARKUP = ["<b>", "</b>", '<a href="x y. Z">', "<br/>", "&amp;", "`code x`", "**"]
-WORDS = [
-    "The cat",
-    "is",
-    "big.",
-    "dog",
-    "near the station,",
-    "here",
-    "house!",
-    "My",
-    "\n",
-    "\n\n",
-    "  ",
-    "😀",
-    "Łódź",
-    "你好",
-    "?",
-]
-
-
-@pytest.mark.parametrize("stand_ins", [(), ("Tom", "Boston", "Paris")], ids=["divided", "stand-ins"])
-@given(st.lists(st.sampled_from([*INLINE, *NUMBERS, *MARKUP, *WORDS]), max_size=9))
-@settings(max_examples=25, deadline=None)
-def test_what_is_no_language_is_carried_through(translator: Any, stand_ins: tuple[str, ...], tokens: list[str]) -> None:
-    """By a model that writes nonsense: nothing of it is lost, doubled (but numbers) or, for markup, put in another order."""
-    text = " ".join(tokens)
-    translator.config.stand_ins.update(zip(stand_ins, stand_ins, strict=True))
-    try:
-        answer = translator(text, to="fr", num_beams=2, max_new_tokens=90).text
-    finally:
-        translator.config.stand_ins.clear()
-    for kind in (INLINE, MARKUP, ["😀", "Łódź", "你好"]):
-        for token in kind:
-            assert answer.count(token) >= tokens.count(token), (token, answer)
-    pattern = "|".join(re.escape(token) for token in sorted(MARKUP, key=len, reverse=True))
-    assert re.findall(pattern, answer) == re.findall(pattern, text)
-    for number in NUMBERS:
-        found = re.findall(rf"(?<![\w.,:/-]){re.escape(number)}(?![\w]|[.,:/-]\d)", answer)
-        assert len(found) >= Counter(tokens)[number], (number, answer)
-    assert answer.count("\n") == text.strip().count("\n")
-
-
-def test_what_is_copied_ends_where_chinese_begins(translator: Any) -> None:
-    text = "请访问example.com或写信到bob@example.org，我想要MP3播放器，在/etc/hosts中，用my_name和@bob。"
-    copied = ["example.com", "bob@example.org", "MP3", "/etc/hosts", "my_name", "@bob"]
-    parts = [part.text for part in translator._cutters["fr"].parts(text)]
-    assert [part for part in parts if part in copied] == copied
-
-
-def test_entities_are_words_where_training_saw_them() -> None:
-    cls = tasks.get_task("translation")
-    task: Any = cls(tasks.configure(cls.Config, {"vocab_size": 330, "model": SMALL}))
-    task.setup([*PAIRS, ("it &apos;s a cat", "c &apos;est un chat")])
-    assert task.config.entities
-    assert [part.text for part in task._cutters["fr"].parts("it &apos;s <b> big")] == ["it &apos;s ", "<b>", " big"]
-    task.setup(PAIRS)
-    assert not task.config.entities
-    assert "&apos;" in [part.text for part in task._cutters["fr"].parts("it &apos;s big")]
-
-
-def test_a_sampled_translation_keeps_numbers(translator: Any) -> None:
-    options = {"to": "fr", "num_beams": 1, "do_sample": True, "max_new_tokens": 40}
-    for seed in range(3):
-        answer = translator("The cat is 1,234.50 big.", num_return_sequences=2, seed=seed, **options)
-        assert all("1,234.50" in text for text in [answer.text, *(other.text for other in answer.alternatives)])
-    with pytest.raises(InputError, match="leave do_sample out"):
-        translator("The cat is big.", require=["chat"], **options)
-
-
-def test_layout_is_kept(translator: Any) -> None:
-    text = "# The cat\n\n  * The dog is big.\n\t* The house.  Is here.\n\n\n1. dog\n2. cat"
-    answer = translator(text, to="fr").text
-    shape = re.sub(r"[^\s#*]+( [^\s#*]+)*", "x", re.sub(r"(?m)^\d\.", "#", text))
-    assert re.sub(r"[^\s#*]+( [^\s#*]+)*", "x", re.sub(r"(?m)^\d\.", "#", answer)) == shape
-
-
-def test_a_line_of_thousands_of_words(translator: Any) -> None:
-    """Mixed scripts and emoji among them; each comes out, in its order."""
-    rng = random.Random(1)
-    words = [rng.choice(["the", "cat", "house,", "big", "5", "你好", "😀", "вокзал", "dog.", "{x}"]) for _ in range(2000)]
-    answer = translator(" ".join(words), to="fr", num_beams=1, max_new_tokens=60).text
-    kept = ("你好", "😀", "вокзал", "{x}")
-    assert re.findall("|".join(map(re.escape, kept)), answer) == [word for word in words if word in kept]
-    assert len(re.findall(r"(?<!\d)5(?!\d)", answer)) >= words.count("5")
-
-
-def test_a_glossary_is_kept_to(translator: Any) -> None:
-    glossary = {"the station": "la Grande Gare", "Cat": "félin", "dogs": "chiens"}
-    for text, wanted, other in (
-        ("The house is near the station.", "la Grande Gare", "félin"),
-        ("A cat.", "félin", "chiens"),
-        ("The cat, the dog and the CAT.", "félin", "chiens"),
-    ):
-        answer = translator(text, to="fr", glossary=glossary, max_new_tokens=60).text
-        assert answer.lower().count(wanted.lower()) >= text.lower().count("cat" if wanted == "félin" else "the station")
-        assert other not in answer
-    assert translator("The category.", to="fr", glossary=glossary) == translator("The category.", to="fr")
-
-
-def test_constraints_of_a_text(translator: Any) -> None:
-    text = "The cat is big. The dog is small."
-    free = translator(text, to="fr", max_new_tokens=40).text
-    word = re.findall(r"\w+", free)[-1]
-    bound = translator(text, to="fr", max_new_tokens=40, forbid=word, require=["maison"], prefix="Voici").text
-    assert bound.startswith("Voici")
-    assert "maison" in bound
-    assert word.lower() not in re.findall(r"\w+", bound.lower())
-
-
 # Warnings --------------------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +338,7 @@ def test_constraints_of_a_text(translator: Any) -> None:
     ("warning", "text", "options"),
     [
         ("repetition", "dog", {"prefix": "le chat le chat le chat le chat"}),
-        ("length_ratio", "dog", {"prefix": "La maison est grande et le chien est petit mais le chat est ici"}),
+        ("length_ratio", "dog", {"prefix": "La maison est grande et le chien est petit mais le chat", "max_new_tokens": 60}),
         ("out_of_domain", "The cat 😀", {}),
         ("truncated", "The cat is big.", {"max_new_tokens": 2}),
         ("low_confidence", "The cat is big.", {}),  # of a model that has learned nothing
@@ -518,11 +416,11 @@ def test_each_text_goes_its_way(bundle: None) -> None:
     translate = rheme.load("translation", to="en", num_beams=2)
     texts = [texts[0] for texts in SAMPLES.values()] * 2
     together = translate(texts)
-    assert _same(together, [translate(text) for text in texts])
+    assert same(together, [translate(text) for text in texts])
     assert together[0] == Result(texts[0], warnings=("out_of_domain",)) or repr(together[0].score) == "nan"
     for code, result in zip(list(SAMPLES)[1:], together[1:], strict=False):
         alone = rheme.load("translation", from_=code, to="en", num_beams=2)
-        assert _same([result], [alone(SAMPLES[code][0])])
+        assert same([result], [alone(SAMPLES[code][0])])
     into_french = rheme.load("translation", to="fr", num_beams=2)
     english = rheme.load("translation", from_="de", to="en", num_beams=2)(SAMPLES["de"][0])
     french = into_french(english.text, from_="en")
@@ -530,6 +428,9 @@ def test_each_text_goes_its_way(bundle: None) -> None:
     assert both.text == french.text
     assert both.score == pytest.approx(english.score * french.score)
     assert set(both.warnings) == {*english.warnings, *french.warnings}
+    assert into_french(SAMPLES["de"][0], from_="de") == both, "into the language that it was loaded for"
+    bound = into_french("Sie sind hier.", from_="de", glossary={"hier": "jattes"}, max_new_tokens=60)
+    assert "jattes" in bound.text, "a term is kept on the way through English"
 
 
 # The latent variant ----------------------------------------------------------------------------------------------------------
@@ -546,10 +447,10 @@ def test_a_latent_code_is_drawn_for_each_alternative() -> None:
     result = task("The cat is big.", to="fr", **draws)
     scores = [result.score, *(other.score for other in result.alternatives)]
     assert len(set(scores)) == 4, "a fresh model writes the same for each, but not as surely"
-    assert _same([result], [task(["A dog.", "The cat is big."], to="fr", **draws)[1]])
-    assert not _same([result], [task("The cat is big.", to="fr", seed=5, **draws)])
+    assert same([result], [task(["A dog.", "The cat is big."], to="fr", **draws)[1]])
+    assert not same([result], [task("The cat is big.", to="fr", seed=5, **draws)])
     beam = task("The cat is big.", to="fr", num_beams=2, max_new_tokens=8)
-    assert _same([beam], [task("The cat is big.", to="fr", num_beams=2, max_new_tokens=8, seed=5)]), "its mean has no seed"
+    assert same([beam], [task("The cat is big.", to="fr", num_beams=2, max_new_tokens=8, seed=5)]), "its mean has no seed"
 
 
 def test_the_weight_of_the_kl_rises() -> None:

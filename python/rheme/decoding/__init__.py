@@ -135,4 +135,4 @@ def _single_paths(
     answers: list[list[Hypothesis]] = [[] for _ in range(inputs)]
     for p, path in enumerate(paths):
         answers[path.source].append(done[p])
-    return answers
+    return [sorted(mine, key=lambda h: -h.normalized_score) for mine in answers]

@@ -5,6 +5,7 @@ around them. Required texts are sequences of pieces; the beam search makes room 
 """
 
 import codecs
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,11 @@ def _is_word(char: str) -> bool:
     return char.isalnum() and not "\u2e80" <= char <= "\u9fff" and not "\uac00" <= char <= "\ud7a3" and char < "\U00020000"
 
 
+def _folded(text: str) -> str:
+    """The form in which two spellings of a phrase are one: NFC, no capitals, plain apostrophes."""
+    return unicodedata.normalize("NFC", text).casefold().replace("’", "'")
+
+
 def _first(surface: bytes) -> str:
     return surface[:4].decode("utf-8", "replace")[:1]
 
@@ -54,16 +60,16 @@ def _word_edges(surfaces: tuple[bytes, ...]) -> tuple[NDArray[np.int64], frozens
 
 
 class Forbidden:
-    """Words and phrases that a text must not hold, in any case and however they are cut into pieces.
+    """Words and phrases that a text must not hold, in any case, with any apostrophe, and however they are cut into pieces.
 
     A phrase that begins (or ends) with a letter counts only where a word begins (or ends), so "cat" does not forbid
     "category"; in Chinese and Japanese, which write no spaces, it counts anywhere.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
-        plain = dict.fromkeys(" ".join(text.split()).casefold() for text in texts)
+        plain = dict.fromkeys(_folded(" ".join(text.split())) for text in texts)
         self._phrases = [(text.encode(), _is_word(text[0]), _is_word(text[-1])) for text in plain]
-        self._surfaces = [surface.decode("utf-8", "surrogateescape").casefold().encode("utf-8", "surrogateescape")
+        self._surfaces = [_folded(surface.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
                           for surface in tokenizer.surfaces]  # fmt: skip
         self._eos = tokenizer.eos_id
         self._longest = max((len(phrase) for phrase, _, _ in self._phrases), default=0) + 4
@@ -139,7 +145,7 @@ class Forbidden:
 
     def stands_in(self, text: str) -> bool:
         """Whether a text holds one of the phrases."""
-        plain = f" {' '.join(text.split()).casefold()} ".encode()
+        plain = f" {_folded(' '.join(text.split()))} ".encode()
         return any(self._inside(plain, start, *phrase) for phrase in self._phrases for start in range(1, len(plain)))
 
     def surplus(self, ids: Sequence[int]) -> int:
@@ -170,13 +176,12 @@ class Required:
 def required(text: str, tokenizer: Tokenizer) -> Required:
     """How a tokenizer writes a required text: after a space, or right after what is no word; at the start, with a capital."""
     plain = " ".join(text.split())
-    word = _is_word(plain[0])
     ways = [Way(tuple(tokenizer.encode([plain])[0]))]
     ids = tokenizer.encode(["." + plain])[0]  # behind a full stop nothing is merged with what follows, and no space comes first
     spelt = [tokenizer.surfaces[index] for index in ids]
     start = next((k for k in range(1, len(ids)) if b"".join(spelt[:k]).strip() == b"."), 0)
     if start and tuple(ids[start:]) != ways[0].ids:
-        ways.append(Way(tuple(ids[start:]), tight=word))
+        ways.append(Way(tuple(ids[start:]), tight=_is_word(plain.lstrip("-")[:1])))  # -5 is not to become 5-5
     if plain[0].islower():
         ways.append(Way(tuple(tokenizer.encode([plain[0].upper() + plain[1:]])[0]), first=True))
     return Required(tuple(ways), _is_word(plain[-1]))
@@ -281,6 +286,22 @@ class Favoured:
         return [index for kind in left for index in self._ids[kind]]
 
 
+def _stopping(texts: Sequence[str], tokenizer: Tokenizer) -> Stopped:
+    """Whether the last piece of a text completes one of some strings."""
+    surfaces, wanted = tokenizer.surfaces, [text.encode() for text in texts]
+    longest = max(map(len, wanted))
+
+    def stopped(ids: list[int]) -> bool:
+        tail, position = surfaces[ids[-1]], len(ids) - 1
+        room = len(tail) + longest
+        while position and len(tail) < room:
+            position -= 1
+            tail = surfaces[ids[position]] + tail
+        return any(text in tail for text in wanted)
+
+    return stopped
+
+
 @dataclass(frozen=True)
 class Constraints:
     """What a text must keep to.
@@ -326,17 +347,20 @@ class Constraints:
         forbid: Sequence[int] = (),
         require: Sequence[Sequence[str]] | None = None,
         max_new_tokens: Sequence[int] | None = None,
-        stopped: Stopped | None = None,
+        asked: Sequence[bool] | None = None,
     ) -> "Constraints":
-        """The options' `forbid`, `require` and `prefix`, for so many inputs, as a tokenizer writes them.
+        """The options' `forbid`, `require`, `prefix` and `stop`, for so many inputs, as a tokenizer writes them.
 
         require: more required texts, per input (such as a glossary's entries for the words of a source), each as often as it
         is to be written. A required text stands as a word of its own, in the case given (or with a capital, first of all).
-        InputError for one that holds what is forbidden, or is longer than max_new_tokens; where only several together do,
-        what is required comes first.
+        asked: per input, whether the options' `require` and `prefix` are for it (by default for all). InputError for a text
+        that holds what is forbidden, or where all that must be written is longer than max_new_tokens; where only several
+        together hold what is forbidden, what is required comes first.
         """
         forbidden = Forbidden(options.forbid, tokenizer) if options.forbid else None
-        texts = [(*dict.fromkeys(options.require), *more) for more in (require or [()] * inputs)]
+        for_all = asked or [True] * inputs
+        own = [(*dict.fromkeys(options.require),) if mine else () for mine in for_all]
+        texts = [(*some, *more) for some, more in zip(own, require or [()] * inputs, strict=True)]
         ways = {text: required(text, tokenizer) for row in texts for text in row}
         for text in (*ways, options.prefix):
             if forbidden is not None and forbidden.stands_in(text):
@@ -347,15 +371,16 @@ class Constraints:
             joins, words = _word_edges(tuple(tokenizer.surfaces))
         rows = [Progress(tuple(ways[text] for text in row), words) if row else None for row in texts]
         prefix = tokenizer.encode([options.prefix])[0] if options.prefix.strip() else []
+        prefixes = [prefix if mine else [] for mine in for_all]
         limits = [min(options.max_new_tokens, n) for n in (max_new_tokens or [options.max_new_tokens] * inputs)]
-        for row, limit in zip(rows, limits, strict=True):
-            if row and (needed := len(prefix) + row.missing) > limit:
+        for begin, row, limit in zip(prefixes, rows, limits, strict=True):
+            if (needed := len(begin) + (row.missing if row else 0)) > limit:
                 raise InputError(f"max_new_tokens = {limit}: what is required has {needed} pieces")
         return cls(
             forbid,
-            [prefix] * inputs if prefix else None,
+            prefixes if prefix else None,
             max_new_tokens,
-            stopped,
+            _stopping(options.stop, tokenizer) if options.stop else None,
             forbidden,
             rows if any(rows) else None,
             joins,

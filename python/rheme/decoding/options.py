@@ -21,7 +21,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     al. 2016), of models that attend to a source: finished texts of a beam search gain b * sum over the source of
     log(min(attention received, 1)), so that those that leave a part of it out fall behind; with coverage "once", for summaries,
     they lose b * the attention received beyond 1, so that those that read a part of it twice do. early_stopping: end a beam
-    search with the first num_beams finished texts. stop: strings at which to end (the task looks for them).
+    search with the first num_beams finished texts. stop: a text ends with the piece that completes one of these strings.
 
     forbid: words or phrases that are not to be written, in whatever case. require: words or phrases that must be. prefix: how
     the text begins. See `Constraints.of_texts`.
@@ -66,7 +66,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
             ("top_p", 0 < self.top_p <= 1),
             ("min_p", 0 <= self.min_p <= 1),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf),
-            ("length_penalty", math.isfinite(self.length_penalty)),
+            ("length_penalty", abs(self.length_penalty) <= 10),  # a text's length to this power must be a number
             ("coverage_penalty", 0 <= self.coverage_penalty < math.inf),
             ("seed", self.seed < 2**64),
         ):
@@ -75,6 +75,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
         for name in ("forbid", "require"):
             if not all(text.strip() for text in getattr(self, name)):
                 raise InputError(f"{name}: an empty text")
+        if "" in self.stop:
+            raise InputError("stop: an empty text")
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(f"min_new_tokens = {self.min_new_tokens}: more than max_new_tokens = {self.max_new_tokens}")
         if self.do_sample and self.num_beams > 1:

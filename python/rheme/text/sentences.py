@@ -6,7 +6,8 @@ from dataclasses import dataclass
 # A title or an abbreviation, after which a capital begins no sentence: Mr. St. M. Mme. U.S. p.m.
 _TITLES = "Mrs?|Ms|Dr|St|Ste|Jr|Sr|MM|Mmes?|Mlles?|Prof|Gen|Capt|Lt|Sgt|Rev|vs|etc|cf|No"
 _ABBREVIATION = re.compile(rf"(?:^|[\s(\"'«“])(?:{_TITLES}|[A-Z]|(?:\w\.)+\w)\.$")
-_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'»”’)])\s+|(?<=[。！？])\s*|\s*\n\s*")
+_LONGEST = 32  # characters that an abbreviation is looked for in
+_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'»”’)])\s+|(?<=[。！？])\s*|(?<!\s)\s*\n\s*")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -17,10 +18,11 @@ def split_sentences(text: str) -> list[str]:
     parts, start = [], 0
     for match in _END.finditer(text):
         before, after = text[start : match.start()], text[match.end() : match.end() + 1]
-        if not before.strip() or not after:
+        if not after or not before or before.isspace():
             continue
-        stop = before.rstrip("\"'»”’)")[-1:] in (".", "…")
-        if "\n" not in match[0] and (after.islower() or (stop and _ABBREVIATION.search(before))):
+        last = before[-_LONGEST:].rstrip("\"'»”’)")
+        abbreviated = last.endswith((".", "…")) and _ABBREVIATION.search(before, len(before) - _LONGEST)
+        if "\n" not in match[0] and (after.islower() or abbreviated):
             continue
         parts += [before, match[0]]
         start = match.end()

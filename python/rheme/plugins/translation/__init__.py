@@ -6,7 +6,6 @@ A bundled model hands a text that is in none of its languages, or to be brought 
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,13 +23,13 @@ from rheme.models.seq2seq import Seq2Seq, TwoWay
 from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.config import TranslationConfig
 from rheme.plugins.translation.names import Names, pack, stand_ins
-from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, prose
+from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, fold_terms, prose
 from rheme.plugins.translation.redrawing import Redrawing
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
 from rheme.text import batches, language, readers
-from rheme.text.sentences import from_sentence, is_sentence
+from rheme.text.sentences import is_sentence
 from rheme.text.tokenizer import Tokenizer
 from rheme.text.words import UNSPACED
 
@@ -43,7 +42,6 @@ Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]  # the target's tag, sou
 _BATCH_TOKENS, _BATCH_ROWS = 2048, 64  # of one decoding batch: source pieces, sentences
 _PROFILED = 20_000  # sentences that a language's profile is learned from, at most
 _COPIES = 0.125  # of the training items may be added as copies with other numbers, at most
-_SPACES = re.compile(" {2,}")
 _LATENT_STREAM = 1 << 43  # the Philox streams of latent codes drawn for a translation
 
 
@@ -78,7 +76,7 @@ class Translation(Task):
         self._bundled = False
         self._precision: str | None = None
         self._redrawing: Redrawing | None = None  # in training, where the config asks for it
-        self._others: dict[Path, Translation] = {}  # bundled models already loaded
+        self._others: dict[Path, Translation] = {}  # models already loaded for other directions
 
     # Data ------------------------------------------------------------------------------------------------------------------
 
@@ -305,9 +303,9 @@ class Translation(Task):
 
         to, from_: language codes; without from_ a bundled model finds the language of each text itself. glossary: terms of the
         source, and what a translation of a text with them must hold. options: of decoding (num_beams, num_return_sequences,
-        forbid, ...), and `reverse_weight` (see `TranslationOptions`); `prefix` and `require` are for a text's first sentence. A
-        model with a latent code translates with its mean, or in sampling with a draw of it for each returned sequence
-        (temperature 0: of it alone).
+        forbid, ...), `reverse_weight` and `reverse_model` (see `TranslationOptions`); `prefix` and `require` are for a text's
+        first sentence. A model with a latent code translates with its mean, or in sampling with a draw of it for each returned
+        sequence (temperature 0: of it alone).
         """
         for text in inputs:
             if not isinstance(text, str):
@@ -318,7 +316,10 @@ class Translation(Task):
             to, from_ = defaults
         elif from_ is None and to == defaults[0]:
             from_ = defaults[1]
+        elif to is None and from_ != defaults[0]:
+            to = defaults[0]
         settings = TranslationOptions.parse(merged)
+        terms = fold_terms(glossary or {})
         rows: dict[tuple[str, ...], list[int]] = {}
         for row, text in enumerate(inputs):
             rows.setdefault(self.route(text, to, from_), []).append(row)
@@ -330,8 +331,10 @@ class Translation(Task):
             texts = [inputs[row] for row in numbers]
             for step, (source, target) in enumerate(pairwise(path), 2):
                 last = step == len(path)
-                plain = settings if last else msgspec.structs.replace(settings, forbid=(), require=(), prefix="")
-                results = self._for(source, target)._translate(texts, target, plain, glossary if last else None)
+                free: dict[str, Any] = {} if last else {"forbid": (), "require": (), "prefix": "", "reverse_model": ""}
+                plain = msgspec.structs.replace(settings, **free)
+                held = terms if last else {term: term for term in terms}  # for the last step to find
+                results = self._for(source, target)._translate(texts, target, plain, held)
                 found = [both(old, new) for old, new in zip(found, results, strict=True)] if step > 2 else results
                 texts = [result.text for result in found]
             for row, result in zip(numbers, found, strict=True):
@@ -358,22 +361,37 @@ class Translation(Task):
         """The task that translates from one language into another: this one, or another bundled one."""
         if (source, target) in map(self._codes, self._pairs()):
             return self
-        path = self._routes.pairs[source, target]
+        return self._other(self._routes.pairs[source, target])
+
+    def _other(self, path: Path) -> "Translation":
         if path not in self._others:
             loaded = tasks.load(self.name, path, precision=self._precision)
             assert isinstance(loaded, Translation)
             self._others[path] = loaded
         return self._others[path]
 
+    def _back(self, target: str, settings: TranslationOptions) -> tuple[Seq2Seq, int] | None:
+        """What tells how well a beam search's texts lead back, and the tag it needs; None where nothing does, or is to."""
+        source = next(code for code in self.config.languages if code != target)
+        if settings.num_beams == 1 or not settings.reverse_weight:
+            return None
+        if not settings.reverse_model:
+            return (self._into(source), self._tags[source]) if self.config.directions == "both" else None
+        other = self._other(Path(settings.reverse_model))
+        if other.tokenizer.to_bytes() != self.tokenizer.to_bytes():
+            raise InputError(f"reverse_model {settings.reverse_model}: it has other pieces; train both on the same pairs")
+        other.direction(source, target)
+        return other._into(source), other._tags[source]
+
     def _codes(self, pair: tuple[int, int]) -> tuple[str, str]:
         return self.config.languages[pair[0]], self.config.languages[pair[1]]
 
     def _translate(
-        self, inputs: Sequence[str], target: str, settings: TranslationOptions, glossary: Mapping[str, str] | None
+        self, inputs: Sequence[str], target: str, settings: TranslationOptions, terms: Mapping[str, str]
     ) -> list[Result]:
         """Translations by this model."""
         spelt = "\n".join((settings.prefix, *settings.require, *settings.forbid))
-        rows = [self._cutters[target].parts(text, glossary, spelt) for text in inputs]
+        rows = [self._cutters[target].parts(text, terms, spelt) for text in inputs]
         found = self._decode(rows, target, settings, [[None] * len(row) for row in rows], bound=False)
         # What does not hold all that it must is written again, bound to it and therefore by a beam search; where even then a
         # stand-in does not stand just once, its sentence is translated in pieces around what it stands for.
@@ -395,7 +413,7 @@ class Translation(Task):
         found = self._decode(rows, target, settings, kept, bound=True)
         lost = [None in row for row in self._kept(rows, found, asked)]
         each = zip(inputs, rows, found, lost, strict=True)
-        return [self._result(text, target, row, hyps, missing) for text, row, hyps, missing in each]
+        return [self._result(text, target, row, hyps, missing, settings.prefix) for text, row, hyps, missing in each]
 
     def _kept(
         self, rows: Sequence[Sequence[Part]], found: Sequence[Sequence[Hypotheses]], asked: Sequence[str]
@@ -429,7 +447,12 @@ class Translation(Task):
         found: list[list[Hypotheses]] = [[hypotheses or [] for hypotheses in row] for row in known]
         if not jobs:
             return found
-        limits = [min(settings.max_new_tokens, 3 * len(rows[i][j].ids) + 16) for i, j in jobs]
+        asked = [first[i] == j for i, j in jobs]
+        more = sum(map(len, self.tokenizer.encode([settings.prefix, *settings.require])))
+        limits = [
+            min(settings.max_new_tokens, 3 * len(rows[i][j].ids) + 16 + more * mine)
+            for (i, j), mine in zip(jobs, asked, strict=True)
+        ]
         require, reserved = [], []
         digits = digit_ids(tuple(self.tokenizer.surfaces)) if bound else frozenset()
         for (i, j), limit in zip(jobs, limits, strict=True):
@@ -437,43 +460,43 @@ class Translation(Task):
             for text in rows[i][j].require if bound else ():
                 if sum(len(ids) for ids in self.tokenizer.encode([*kept, text])) <= limit // 2:
                     kept.append(text)
-            require.append([*(settings.require if first[i] == j else ()), *kept])
+            require.append(kept)
             only: frozenset[int] = frozenset()
             if bound and len(kept) == len(rows[i][j].require):
                 names = self.tokenizer.encode([name for name, _ in rows[i][j].stand_ins])
                 only = frozenset(ids[0] for ids in names if len(ids) == 1) | (digits if rows[i][j].numbered else frozenset())
             reserved.append(only)
-        plain = msgspec.structs.replace(settings, require=(), prefix="")
         constraints = decoding.Constraints.of_texts(
-            plain, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits
+            settings, self.tokenizer, len(jobs), forbid=self._unwritable, require=require, max_new_tokens=limits, asked=asked
         )
         if any(reserved):
             constraints = replace(constraints, reserved=reserved)
-        if settings.prefix.strip():
-            prefix = self.tokenizer.encode([settings.prefix])[0]
-            constraints = replace(constraints, prefixes=[prefix if first[i] == j else [] for i, j in jobs])
         tag = self._tags[target]
         lengths = [len(rows[i][j].ids) for i, j in jobs]
         draws = settings.num_return_sequences if settings.do_sample and self.config.model.latent_size else 1
-        reverse = settings.reverse_weight if settings.num_beams > 1 and self.config.directions == "both" else 0.0
-        model, other = self._into(target), next(code for code in self.config.languages if code != target)
+        model, back = self._into(target), self._back(target, settings)
         for batch in batches.length_batches(lengths, _BATCH_TOKENS // draws, max(1, _BATCH_ROWS // draws)):
             ids = [[tag, *rows[i][j].ids] for i, j in (jobs[k] for k in batch)]
             source = batches.pad(ids * draws, self.tokenizer.pad_id)
             state = model.start(model.encode(*source, self._draws(len(batch), draws, settings.seed)))
             ends = self.tokenizer.bos_id, self.tokenizer.eos_id
             rows_of, streams = constraints.of_rows(batch * draws), [draw for draw in range(draws) for _ in batch]
-            wanted = settings.num_beams if reverse else 1 if draws > 1 else settings.num_return_sequences
+            wanted = settings.num_beams if back else 1 if draws > 1 else settings.num_return_sequences
             each = msgspec.structs.replace(settings, num_return_sequences=wanted)
             answers = decoding.generate(model, state, len(batch) * draws, each, *ends, rows_of, streams)
-            if reverse:
+            if back:
                 sources = [rows[i][j].ids for i, j in (jobs[k] for k in batch)]
-                ranked = rerank(self._into(other), self._tags[other], sources, answers, reverse)
+                ranked = rerank(*back, sources, answers, settings.reverse_weight)
                 answers = [mine[: settings.num_return_sequences] for mine in ranked]
             for row, k in enumerate(batch):
                 mine = [hypothesis for found_ in answers[row :: len(batch)] for hypothesis in found_]
                 found[jobs[k][0]][jobs[k][1]] = sorted(mine, key=lambda h: -h.normalized_score) if draws > 1 else mine
-        return found
+        if all(found[i][j] for i, j in jobs):
+            return found
+        if not bound:
+            raise InputError("nothing can be written that keeps to all of prefix, require and forbid")
+        # Rather a text without what its part requires than none.
+        return self._decode(rows, target, settings, [[hypotheses or None for hypotheses in row] for row in found], bound=False)
 
     def _draws(self, inputs: int, draws: int, seed: int) -> NDArray[Any] | None:
         """The noise of the latent codes of `draws` rounds of so many inputs, the same one for all of a round; None for none."""
@@ -483,35 +506,33 @@ class Translation(Task):
         noise = [ops.random_normal(seed, _LATENT_STREAM + draw, 0, (1, size)) for draw in range(draws)]
         return np.concatenate([np.tile(eps, (inputs, 1)) for eps in noise])
 
-    def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses], lost: bool) -> Result:
+    def _result(self, text: str, target: str, parts: list[Part], found: list[Hypotheses], lost: bool, prefix: str) -> Result:
         """Put the parts' translations together. lost: one has not all it must."""
         best = [hyps[0] for hyps in found if hyps]
         if not best:  # nothing to translate: empty, or nothing but what is copied
             copied = "".join(part.text for part in parts).strip()
             return Result(copied, warnings=("out_of_domain",) if any(part.unknown for part in parts) else ())
-        answer = self._join(parts, [hyps[0] if hyps else None for hyps in found], target)
+        answer = self._join(parts, [hyps[0] if hyps else None for hyps in found], target, prefix)
         alternatives: list[Result] = []
         if len(best) == 1:
             where = next(k for k, hyps in enumerate(found) if hyps)
             for other in found[where][1:]:
-                joined = self._join(parts, [other if k == where else None for k in range(len(parts))], target)
+                joined = self._join(parts, [other if k == where else None for k in range(len(parts))], target, prefix)
                 alternatives.append(Result(joined, confidence([other])))
         noticed = warnings(text, answer, target, parts, best, self.tokenizer, lost)
         return Result(answer, confidence(best), tuple(alternatives), noticed)
 
-    def _join(self, parts: list[Part], chosen: list[decoding.Hypothesis | None], target: str) -> str:
+    def _join(self, parts: list[Part], chosen: list[decoding.Hypothesis | None], target: str, prefix: str) -> str:
         """The text of the parts. Sentences are divided by a space where the target writes spaces, and only there."""
         texts = self.tokenizer.decode([hypothesis.ids if hypothesis else [] for hypothesis in chosen])
         spaces = target not in UNSPACED
         out, after = "", False  # after: a translation has just ended
         for number, (part, translated) in enumerate(zip(parts, texts, strict=True)):
             if part.ids:
-                translated = _SPACES.sub(" ", translated)  # a number that is bound to be written may bring a second one
-                for name, span in part.stand_ins:
-                    translated = translated.replace(name, span)
                 head = part.text[: len(part.text) - len(part.text.lstrip())]
                 tail = part.text[len(part.text.rstrip()) :]
-                piece = head + from_sentence(translated, part.form) + tail
+                piece = head + part.written(translated, target, prefix) + tail
+                prefix = ""
                 divided = after and not head
             else:
                 piece, tail = part.text, part.text

@@ -7,24 +7,31 @@ model translates surely (`stand_ins`); numbers stay as they are, and the transla
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 
+from rheme.errors import InputError
 from rheme.plugins.translation.names import WORD, Names
-from rheme.text.sentences import SENTENCE, Form, split_sentences, to_sentence
+from rheme.text.sentences import SENTENCE, Form, from_sentence, split_sentences, to_sentence
 from rheme.text.tokenizer import Tokenizer
 
 _FOLD = dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‘’‚′ʼ`´", "'") | dict.fromkeys("–—−‐‑", "-")
 
 ENTITY = re.compile(r"&(?:\w+|#\w+);")
-_MARKUP = rf"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|{ENTITY.pattern}|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
+_MARKUP = (
+    rf"</?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->|{ENTITY.pattern}|`[^`\n]+`|\*\*|~~|^[#>*+-]+[ \t]+|^[0-9]+[.)][ \t]+"
+    r"|!?\[(?=[^\[\]\n]{1,999}\]\()|\]\([^()\s]*\)"  # of a link in Markdown, but for its text
+)
 _DASHED = rf"(?:{WORD}|-)"
+# A branch that begins with a run of characters begins with its first one, so that no long run is read again from each place.
 _INLINE = (
-    r"(?:[a-z][a-z+.-]*://|www\.)[^\s<>\"'`，。！？]*[^\s<>\"'`，。！？.,;:!?)\]}]"  # URLs
-    rf"|(?:{WORD}|[.+-])+@{_DASHED}+(?:\.{_DASHED}+)+"  # e-mail addresses
-    rf"|(?<!{WORD}){_DASHED}+(?:\.{_DASHED}+)*\.(?:com|org|net|edu|gov|io|eu|fr|de|cn|uk)(?!{WORD})"  # domains
+    r"(?:(?<![a-z+.-])[a-z][a-z+.-]*://|www\.)[^\s<>\"'`，。！？]*[^\s<>\"'`，。！？.,;:!?)\]}]"  # URLs
+    rf"|(?<!{WORD})(?<![.+-])(?:{WORD}|[.+-])++@{_DASHED}+(?:\.{_DASHED}+)+"  # e-mail addresses
+    r"|(?<![\w+])(?<![0-9][.,:/-])\+?[0-9]+(?:[ -][0-9]+){3,}(?!\w|[.,:/-][0-9])"  # telephone numbers and the like
+    rf"|(?<!{WORD})(?<![.-]){_DASHED}+(?:\.{_DASHED}+)*\.(?:com|org|net|edu|gov|io|eu|fr|de|cn|uk)(?!{WORD})"  # domains
     rf"(?:/(?:{WORD}|[./-])*{WORD})?"
     r"|\{\{[^{}\n]*\}\}|\$?\{[^{}\n]*\}|%\(\w+\)[sdifr]|%(?:\d+\$)?[sdifr@]\b|\$\w*[A-Z_]\w*\b"  # placeholders
     rf"|(?<!{WORD})[@#]{WORD}*[A-Za-z]{WORD}*"  # mentions
@@ -34,8 +41,11 @@ _INLINE = (
 )
 _SPANS = re.compile(f"(?P<markup>{_MARKUP})|(?P<inline>{_INLINE})", re.IGNORECASE | re.MULTILINE)
 _TOKENS = re.compile(r"\s+|[\u2e80-\u9fff]|[^\s\u2e80-\u9fff]+")
-_AMOUNT = r"[$€£¥]?[0-9]+(?:[.,:/-][0-9]+)*(?: ?[%€$£¥])?"
-_NUMBER = re.compile(rf"(?<!{WORD})(?<![0-9][.,:/-]){_AMOUNT}(?!{WORD})")
+# 7.5 with its sign, currency or groups of thousands; before small letters (10km, 5pm, 1990s) the number alone.
+_AMOUNT = r"(?:(?<![^\s(])-)?[$€£¥]?(?:[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9]+)(?:[.,:/-][0-9]+)*(?: ?[%€$£¥])?"
+_NUMBER = re.compile(rf"(?<!{WORD})(?<![0-9][.,:/-]){_AMOUNT}(?![0-9_]|(?![a-z]){WORD})")
+_SPACES = re.compile(" {2,}")
+_CAPITALIZED = ("de",)  # languages whose nouns begin with a capital, so that the first word may need its own
 
 
 Span = tuple[int, int]
@@ -80,6 +90,19 @@ class Part:
             return False
         return all(count(text, translated) >= others.count(text) for text in others)
 
+    def written(self, translated: str, target: str, prefix: str = "") -> str:
+        """A translation in the form of the part, with what its stand-ins stand for.
+
+        prefix: how it was told to begin, which stays as it is.
+        """
+        translated = _SPACES.sub(" ", translated)  # a number that is bound to be written may bring a second one
+        spans = dict(self.stand_ins)
+        begin = prefix.strip() if translated.startswith(prefix.strip()) else ""
+        lower = self.form.lower and not begin and target not in _CAPITALIZED and not translated.startswith(tuple(spans))
+        if spans:
+            translated = re.sub("|".join(map(re.escape, spans)), lambda name: spans[name[0]], translated)
+        return begin + from_sentence(translated[len(begin) :], replace(self.form, lower=lower))
+
 
 class Cutter:
     """Cuts texts into parts for one direction of a model.
@@ -102,13 +125,13 @@ class Cutter:
         self._whole_sentences, self._copy_unknown, self._entities = whole_sentences, copy_unknown, entities
         self._folded: dict[str, tuple[str, bool]] = {}
 
-    def parts(self, text: str, glossary: Mapping[str, str] | None = None, spelt: str = "") -> list[Part]:
-        """The parts of a text, in order.
+    def parts(self, text: str, terms: Mapping[str, str] = MappingProxyType({}), spelt: str = "") -> list[Part]:
+        """The parts of a text, in order; its prose in Unicode's composed form (NFC).
 
-        glossary: source term -> what the translation must hold; an unknown name that is a term is put back as that. spelt: what
-        else is said of its words; an unknown name in it, or in a longer term, is left to the model.
+        terms: of `fold_terms`; an unknown name that is one is put back as what it wants. spelt: what else is said of its words;
+        an unknown name in it, or in a longer term, is left to the model.
         """
-        terms = {term.casefold(): wanted for term, wanted in (glossary or {}).items()}
+        text = unicodedata.normalize("NFC", text)
         spans = [span for span in _SPANS.finditer(text) if not (self._entities and ENTITY.fullmatch(span[0]))]
         opaque = list(text)  # in which a span is one word, so that no sentence ends within it
         plain = list(text)  # in which it is no name
@@ -116,10 +139,12 @@ class Cutter:
             opaque[slice(*span.span())], plain[slice(*span.span())] = ("X" * len(span[0]), "0" * len(span[0]))
         spelt = "\n".join((spelt, *terms, *terms.values())).casefold()
         parts: list[Part] = []
-        start = 0
+        start, ahead = 0, deque(spans)
         for sentence in split_sentences("".join(opaque)):
             end = start + len(sentence)
-            inside = [span for span in spans if start <= span.start() and span.end() <= end]
+            inside = []
+            while ahead and ahead[0].end() <= end:
+                inside.append(ahead.popleft())
             names = [(start + a, start + b) for a, b in self._names.find("".join(plain[start:end]))]
             names = [span for span in names if (name := text[slice(*span)].casefold()) in terms or name not in spelt]
             parts += self._sentence(text, start, end, inside, names, terms)
@@ -251,7 +276,10 @@ class Cutter:
     def _fold(self, char: str) -> tuple[str, bool]:
         """The character, or a plainer one that the tokenizer has; and whether it has one."""
         if char not in self._folded:
-            plain = [char, _FOLD.get(char, char), unicodedata.normalize("NFKD", char)[:1]]
+            apart = unicodedata.normalize("NFKD", char)
+            plain = [char, _FOLD.get(char, char)] + [apart[0]] * all(map(unicodedata.combining, apart[1:]))
+            if char.isnumeric() and not char.isdecimal() and not char.isalpha():
+                plain = []  # ½ and ² are other numbers than what they look like
             known = [c for c in plain if not c.isspace() and set(self._tokenizer.normalize(c)) <= self._tokenizer.characters]
             self._folded[char] = (known[0], True) if known else (char, False)
         return self._folded[char]
@@ -269,9 +297,23 @@ class Cutter:
         return [*chunks, ids]
 
 
+def fold_terms(glossary: Mapping[str, str]) -> dict[str, str]:
+    """The terms of a glossary as they are looked for, each with what a translation must hold. InputError for an empty text."""
+    terms = {}
+    for term, wanted in glossary.items():
+        plain = [" ".join(unicodedata.normalize("NFC", text).split()) for text in (term, wanted)]
+        if not all(plain):
+            raise InputError(f"glossary: an empty text in {term!r}: {wanted!r}")
+        terms[plain[0].casefold()] = plain[1]
+    return terms
+
+
 def _wanted(text: str, terms: Mapping[str, str]) -> list[str]:
-    """What a translation of the text must hold by the glossary, as often as its terms stand in the text."""
-    return [wanted for term, wanted in terms.items() for _ in range(count(term, text.casefold()))]
+    """What a translation of the text must hold by the glossary, as often as its terms (of two, the longer one) stand in it."""
+    if not terms:
+        return []
+    some = "|".join(_as_words(term) for term in sorted(terms, key=len, reverse=True))
+    return [terms[term] for term in re.findall(some, text.casefold())]
 
 
 def _digits(*texts: str) -> Counter[str]:
@@ -286,6 +328,10 @@ def digit_ids(surfaces: tuple[bytes, ...]) -> frozenset[int]:
 
 def count(term: str, text: str) -> int:
     """How often a term stands in a text, as words of its own where its script writes spaces, and not within a number."""
-    left = f"(?<!{WORD})(?<![0-9][.,:/-])" if re.match(WORD, term[:1]) else ""
+    return len(re.findall(_as_words(term), text))
+
+
+def _as_words(term: str) -> str:
+    left = f"(?<!{WORD})(?<![0-9][.,:/-])" if re.match(f"-?{WORD}", term) else ""
     right = f"(?!{WORD})(?![.,:/-][0-9])" if re.match(WORD, term[-1:]) else ""
-    return len(re.findall(left + re.escape(term) + right, text))
+    return left + re.escape(term) + right

@@ -22,10 +22,12 @@ _BATCH_TOKENS, _BATCH_ROWS = 2048, 128  # of one batch of pairs to score: pieces
 class TranslationOptions(GenerationOptions, kw_only=True, frozen=True):
     """reverse_weight: how much it counts, among the texts of a beam search, that a translation leads back to its source.
 
-    0: nothing. A model of one direction cannot tell, and passes over it.
+    0: nothing. A model of one direction cannot tell, and passes over it, unless reverse_model names the folder of a model that
+    translates back, with the same pieces (trained on the same pairs).
     """
 
     reverse_weight: float = 0.4
+    reverse_model: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
