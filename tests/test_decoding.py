@@ -304,6 +304,13 @@ def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
         GenerationOptions.parse(options)
 
 
+def test_options_of_sampling_are_not_passed_over() -> None:
+    with pytest.raises(InputError, match="temperature, top_k: for sampling alone; set do_sample=true, and num_beams=1"):
+        GenerationOptions(temperature=0.7, top_k=9).check_sampling()
+    for options in ({"temperature": 0.0}, {"do_sample": True, "top_p": 0.5}, {"num_beams": 4}):
+        GenerationOptions.parse(options).check_sampling()
+
+
 # A whole model: neighbours, order and threads --------------------------------------------------------------------------------
 
 MODES: list[dict[str, Any]] = [

@@ -8,6 +8,7 @@ import msgspec
 
 from rheme.errors import InputError
 
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _TEXTS = ("stop", "forbid", "require")  # each one or several strings
 
 
@@ -101,3 +102,9 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
             return msgspec.convert(values, cls, strict=False)
         except msgspec.ValidationError as error:
             raise InputError(f"generation options: {str(error).replace('$.', '')}") from None
+
+    def check_sampling(self) -> None:
+        """InputError for options of sampling where nothing is sampled, so that none is passed over."""
+        idle = [name for name in _OF_SAMPLING if getattr(self, name) != getattr(GenerationOptions(), name)]
+        if idle and not self.do_sample and self.temperature:
+            raise InputError(f"{', '.join(idle)}: for sampling alone; set do_sample=true, and num_beams=1")

@@ -184,6 +184,7 @@ class Summarization(Task):
             if unfit:
                 raise InputError(f"extract takes sentences as they stand: leave {', '.join(unfit)} out")
         settings = decoding.GenerationOptions.parse(merged)
+        settings.check_sampling()
         if extract is not None:
             return [self._extracted(text, extract, max_words, settings) for text in inputs]
         documents = [self._document(text, settings) for text in inputs]

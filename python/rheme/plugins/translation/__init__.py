@@ -319,6 +319,7 @@ class Translation(Task):
         elif to is None and from_ != defaults[0]:
             to = defaults[0]
         settings = TranslationOptions.parse(merged)
+        settings.check_sampling()
         terms = fold_terms(glossary or {})
         rows: dict[tuple[str, ...], list[int]] = {}
         for row, text in enumerate(inputs):

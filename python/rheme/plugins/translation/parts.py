@@ -299,6 +299,8 @@ class Cutter:
 
 def fold_terms(glossary: Mapping[str, str]) -> dict[str, str]:
     """The terms of a glossary as they are looked for, each with what a translation must hold. InputError for an empty text."""
+    if not isinstance(glossary, Mapping):
+        raise InputError(f"glossary: terms and what a translation must hold for each are needed, not {glossary!r}")
     terms = {}
     for term, wanted in glossary.items():
         plain = [" ".join(unicodedata.normalize("NFC", text).split()) for text in (term, wanted)]
