@@ -129,7 +129,7 @@ void linear_cross_entropy(const CrossEntropyArgs<T>& a) {
 template <class T>
 void cross_entropy(const CrossEntropyArgs<T>& a) {
   const Loss<T> loss = {a};
-  if (!a.dlogits || !streams(a.dlogits, a.m * a.v)) {
+  if (!a.dlogits || !streams(a.dlogits, a.m * a.v) || a.v % Simd<T>::W) {  // each row on a vector's boundary
     parallel_rows(a.m, 16 * a.v, [&](long first, long last) {
       for (long m = first; m < last; ++m) {
         T* gradient = a.dlogits ? a.dlogits + m * a.v : nullptr;
@@ -223,7 +223,7 @@ void linear_cross_entropy_backward(const CrossEntropyBackwardArgs<T>& a) {
         for (long j = first; j < last; ++j) a.dbias[v0 + j] = m0 ? a.dbias[v0 + j] + sums.data[j] : sums.data[j];
       });
       // A panel is packed where it is used. Where there are few, each is for some of the rows only.
-      const long groups = min_long(ceil_div(rows, kTileRows), ceil_div(2 * threads, input_panels));
+      const long groups = min_long(ceil_div(rows, kTileRows), ceil_div(2 * threads, max_long(1, input_panels)));
       parallel(input_panels * groups, [&](long task) {
         const long p = task / groups, group = task % groups;
         Scratch<T> panel(columns * kPanel);

@@ -211,7 +211,7 @@ template <class T>
 void lstm_backward(const LstmBackwardArgs<T>& a) {
   const long steps = a.time * a.batch, columns = lstm_columns(a.hidden), hidden = a.hidden, width = a.directions * hidden;
   const Plan plan(a.batch, a.time, a.directions, a.lengths, num_threads(), 32);
-  if (steps == 1 && plan.length(0) == 1) return lstm_backward_once(a, plan);
+  if (steps == 1 && hidden > 0 && plan.length(0) == 1) return lstm_backward_once(a, plan);
   long valid = steps;
   if (a.lengths) {
     valid = 0;

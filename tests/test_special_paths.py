@@ -11,12 +11,12 @@ import pytest
 import reference
 from op_cases import cast
 from rheme import _core
-from test_ops import close, lstm_arguments, run_lstm
+from test_ops import close, lstm_arguments, run_cross_entropy, run_lstm
 
 
 def test_cross_entropy_equals_reference(isa: str, dtype: str, rng: np.random.Generator) -> None:
-    """The largest is streamed past the caches; a row alone, which is not, has the same bits."""
-    for m, v, smoothing in ((0, 5, 0.0), (3, 1, 0.0), (7, 70, 0.1), (150, 1025, 0.0), (4, 1_200_000, 0.1)):
+    """The largest is streamed past the caches, but where rows begin between vectors; a row alone has the same bits."""
+    for m, v, smoothing in ((0, 5, 0.0), (3, 1, 0.0), (7, 70, 0.1), (150, 1025, 0.0), (4, 1_200_000, 0.1), (264, 16_001, 0.0)):
         targets = rng.integers(0, v, m)
         targets[1::4] = -7
         given = {"logits": rng.normal(size=(m, v)), "targets": targets, "ignore_index": -7, "label_smoothing": smoothing}
@@ -40,6 +40,20 @@ def test_cross_entropy_equals_reference(isa: str, dtype: str, rng: np.random.Gen
             np.testing.assert_array_equal(alone_loss[0], loss[row])
             alone = _core.cross_entropy_backward(**part, dloss=dloss[row : row + 1], saved=alone_saved)
             np.testing.assert_array_equal(alone[0], dlogits[row])
+
+
+def test_no_columns_or_no_units(isa: str, dtype: str, rng: np.random.Generator) -> None:
+    given: dict[str, Any] = {"x": np.ones((2, 0)), "weight": np.ones((3, 0)), "bias": rng.normal(size=3)}
+    given = cast(given | {"targets": np.array([1, 2]), "ignore_index": -1, "label_smoothing": 0.1}, dtype)
+    forward, backward = run_cross_entropy(_core, given, np.ones(2, dtype))
+    wide = cast(given, "float64")
+    want, want_back = run_cross_entropy(reference, wide, np.ones(2))
+    close("loss", forward, want, dtype, 3)
+    close("backward", backward, want_back, dtype, 3)
+    for steps in (1, 2):
+        given = cast(lstm_arguments(rng, steps, 1, 5, 0, 1, None, True), dtype)
+        grads = {name: np.ones((n, 1, 0), dtype) for name, n in (("dy", steps), ("dh_n", 1), ("dc_n", 1))}
+        np.testing.assert_array_equal(run_lstm(_core, given, grads, False, True)[1][0], np.zeros((steps, 1, 5)))
 
 
 @pytest.mark.parametrize("directions", [1, 2])
