@@ -201,8 +201,8 @@ static void largest(const T* x, long n, long k, Entry<T>* entries, Entry<T>* spa
 #if defined(__AVX512F__)
       if constexpr (sizeof(T) == 4) {
         found = keep_at_least(x, n, floor, entries, spare);
-        sort_entries(entries, found, spare);
-        return;
+        if (found >= k) return sort_entries(entries, found, spare);
+        found = 0;  // not-a-numbers are among the k largest
       }
 #endif
       for (long g = 0; g < groups; ++g) {
