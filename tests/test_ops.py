@@ -9,6 +9,7 @@ import pytest
 import reference
 from op_cases import CASES, SIZES, cast
 from rheme import _core, ops
+from rheme import functional as F
 
 # One IEEE operation, or none, per element: equal to the last bit.
 EXACT = {
@@ -562,6 +563,19 @@ def test_shape_ops(rng: np.random.Generator) -> None:
     assert all(a.flags.c_contiguous for a in (ops.transpose(x), ops.slice(x, (slice(None), 1))))
     with pytest.raises(ValueError, match="concat"):
         ops.concat([x, x[:2]], 1)
+    for axis in (3, 5, -4):
+        with pytest.raises(ValueError, match=f"axis: {axis} is not an axis"):
+            ops.concat([x, x], axis)
+        with pytest.raises(ValueError, match=f"axis: {axis} is not an axis"):
+            F.concat([x, x], axis)
+        with pytest.raises(ValueError, match=f"axis: {axis} is not an axis"):
+            ops.concat_backward(x, [3], axis)
+        with pytest.raises(ValueError, match=f"axis: {axis} is not an axis"):
+            F.transpose(x, (0, axis, 1))
+    with pytest.raises(ValueError, match=r"axis: 0 is not an axis of an array of shape \(\)"):
+        F.concat([np.float32(1), np.float32(2)])
+    with pytest.raises(ValueError, match="axes"):
+        F.transpose(x, (0, 1))
 
 
 def test_ops_say_what_is_wrong() -> None:
@@ -578,6 +592,17 @@ def test_ops_say_what_is_wrong() -> None:
         ops.sum(x, 2)
     with pytest.raises(ValueError, match="targets"):
         ops.linear_cross_entropy(x, x, None, [1])
+    for draw in (ops.random_uniform, ops.random_normal):
+        with pytest.raises(ValueError, match=r"^stream: -1, wanted 0\.\.2\*\*64-1$"):
+            draw(0, -1, 0, (3,))
+    with pytest.raises(ValueError, match=r"^seed: -1, wanted"):
+        ops.dropout(x, 0.5, -1, 0)
+    with pytest.raises(ValueError, match=r"^position: 18446744073709551616, wanted"):
+        ops.random_bits(0, 0, 2**64, 3)
+    objects = np.array([[{}, {}], [{}, {}]], object)
+    for copy in (lambda: ops.asarray(objects.T), lambda: ops.contiguous(objects.T), lambda: ops.concat([objects, objects])):
+        with pytest.raises(TypeError, match=r"dtype object, wanted numbers$"):
+            copy()
 
 
 def test_arena_arrays_outlive_their_call_and_are_aligned(dtype: str) -> None:

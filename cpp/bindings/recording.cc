@@ -49,7 +49,14 @@ struct Strided {
   }
 };
 
+// Their bytes are references, which nobody would count.
+void refuse_objects(const char* name, const py::array& x) {
+  if (x.dtype().attr("hasobject").cast<bool>())
+    throw py::type_error(std::string(name) + ": dtype " + std::string(py::str(x.dtype())) + ", wanted numbers");
+}
+
 py::array contiguous(const py::array& x) {
+  refuse_objects("x", x);
   py::array y = make(x.dtype(), shape_of(x));
   Strided strided{{x.shape(), x.shape() + x.ndim()}, {x.strides(), x.strides() + x.ndim()}, static_cast<size_t>(x.itemsize())};
   if (!x.ndim()) strided.shape = strided.strides = {1};
@@ -62,6 +69,7 @@ py::array contiguous(const py::array& x) {
 py::array concat(const std::vector<py::array>& arrays, long axis) {
   if (arrays.empty()) refuse("arrays", "none");
   const py::array& first = arrays[0];
+  refuse_objects("arrays", first);
   std::vector<long> shape = shape_of(first);
   if (axis < 0 || axis >= first.ndim()) refuse("axis", std::to_string(axis) + ", wanted one of " + shape_text(shape));
   const size_t along = static_cast<size_t>(axis);

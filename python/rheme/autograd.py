@@ -357,9 +357,10 @@ def reshape(x: Any, shape: Sequence[int]) -> Tensor:
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     x = as_tensor(x)
-    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(axis % x.ndim for axis in axes)
+    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(ops.axis_of(axis, x.shape) for axis in axes)
+    y = ops.transpose(x.data, order)
     inverse = sorted(range(x.ndim), key=order.__getitem__)
-    return record(ops.transpose(x.data, order), (x,), lambda dy: (ops.transpose(dy, inverse),))
+    return record(y, (x,), lambda dy: (ops.transpose(dy, inverse),))
 
 
 def slice(x: Any, index: Any) -> Tensor:

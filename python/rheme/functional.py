@@ -312,6 +312,5 @@ def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False, mask: Any = Non
 def concat(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape but for `axis`, joined along it."""
     parts = [as_tensor(tensor) for tensor in tensors]
-    axis = axis % parts[0].ndim
     y = ops.concat([part.data for part in parts], axis)
     return record(y, parts, lambda dy: ops.concat_backward(dy, [part.shape[axis] for part in parts], axis))

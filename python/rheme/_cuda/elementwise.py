@@ -195,7 +195,7 @@ def max(*, x: Array, mask: Array | None) -> tuple[Array, Array]:
 
 
 def _word(number: int) -> np.uint64:
-    return np.uint64(number % 2**64)
+    return np.uint64(number)
 
 
 def philox(*, counter: Sequence[int], key: Sequence[int]) -> list[int]:

@@ -171,6 +171,13 @@ def as_rows(x: Array, name: str = "x") -> Array:
     return contiguous(x).reshape(math.prod(shape[:-1]), shape[-1])
 
 
+def axis_of(axis: int, shape: tuple[int, ...]) -> int:
+    """The axis, counted from the front."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis: {axis} is not an axis of an array of shape {shape}")
+    return axis % len(shape)
+
+
 def broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(a, b)
@@ -196,7 +203,7 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     if type(first) is not np.ndarray:
         arrays = [asarray(x, like=first) for x in arrays]
     ndim = first.ndim
-    axis = axis % builtins.max(ndim, 1)
+    axis = axis_of(axis, first.shape)
     before, behind = first.shape[:axis], first.shape[axis + 1 :]
     for x in arrays:
         if x.dtype is not first.dtype and x.dtype != first.dtype:
@@ -209,7 +216,7 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
 
 def concat_backward(dy: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
     """The parts of dy, of these sizes along `axis`."""
-    lead, start, parts = (builtins.slice(None),) * (axis % dy.ndim), 0, []
+    lead, start, parts = (builtins.slice(None),) * axis_of(axis, dy.shape), 0, []
     for size in sizes:
         parts.append(contiguous(dy[(*lead, builtins.slice(start, start + size))]))
         start += size
@@ -241,8 +248,16 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
 # Random numbers: Philox4x32-10, functions of (seed, stream, position) alone -------------------------------------------
 
 
+def check_words(**words: int) -> None:
+    """ValueError for a part of a counter that is no uint64."""
+    for name, word in words.items():
+        if not 0 <= word < 2**64:
+            raise ValueError(f"{name}: {word}, wanted 0..2**64-1")
+
+
 def random_bits(seed: int, stream: int, position: int, n: int) -> Array:
     """uint64 (n,)."""
+    check_words(seed=seed, stream=stream, position=position)
     return _core.random_bits(seed=seed, stream=stream, position=position, n=n)
 
 
@@ -254,6 +269,7 @@ def random_uniform(
     seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32", like: Array | None = None
 ) -> Array:
     """F `shape`, uniform in [0, 1). `like` gives the device; the numbers are the same on each."""
+    check_words(seed=seed, stream=stream, position=position)
     name = _name(dtype)
     return _drawn_by(like).random_uniform(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)
 
@@ -262,5 +278,6 @@ def random_normal(
     seed: int, stream: int, position: int, shape: Sequence[int], dtype: Any = "float32", like: Array | None = None
 ) -> Array:
     """F `shape`, standard normal (Box and Muller). `like` gives the device; float32 numbers are the same on each."""
+    check_words(seed=seed, stream=stream, position=position)
     name = _name(dtype)
     return _drawn_by(like).random_normal(seed=seed, stream=stream, position=position, shape=tuple(shape), dtype=name)

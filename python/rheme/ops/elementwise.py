@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rheme.ops.arrays import Array, as_rows, backend, broadcast_shapes, contiguous, empty, expand
+from rheme.ops.arrays import Array, as_rows, backend, broadcast_shapes, check_words, contiguous, empty, expand
 from rheme.ops.reductions import reduce_to
 
 _NUMBERS = (int, float, np.generic)
@@ -141,6 +141,7 @@ def dropout(x: Array, p: float, seed: int, stream: int, period: int = 0) -> Arra
 
     The mask is a function of (seed, stream) and the element's index, modulo `period` if that is not 0. Its own backward.
     """
+    check_words(seed=seed, stream=stream)
     return backend(x).dropout(x=contiguous(x), p=float(p), seed=seed, stream=stream, period=period)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rheme.ops.arrays import Array, Axis, backend, contiguous, empty, expand, integers, mask_of, zeros
+from rheme.ops.arrays import Array, Axis, axis_of, backend, contiguous, empty, expand, integers, mask_of, zeros
 
 
 class _Reduction:
@@ -16,10 +16,7 @@ class _Reduction:
     def __init__(self, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> None:
         rank = len(shape)
         axes = tuple(range(rank)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-        for i in axes:
-            if not -rank <= i < rank:
-                raise ValueError(f"axis: {i} is not an axis of an array of shape {shape}")
-        axes = tuple(sorted({i % rank for i in axes})) if rank else ()
+        axes = tuple(sorted({axis_of(i, shape) for i in axes}))
         self.shape = shape
         first, last = (axes[0], axes[-1] + 1) if axes else (rank, rank)
         self.permutation: tuple[int, ...] | None = None
