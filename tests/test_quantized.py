@@ -112,6 +112,20 @@ def test_embedding_and_unpacking_are_exact(kind: str, int8_isa: str, rng: np.ran
 
 
 @pytest.mark.skipif("avx2" not in _core.available_isas(), reason="this CPU has no AVX2")
+def test_embedding_keeps_the_shape_of_its_ids() -> None:
+    weight = ops.pack_quantized(np.arange(12, dtype=np.float16).reshape(4, 3))
+    for ids in (2, np.int64(2), [2, 0], [[1], [3]], np.array([1, 2], np.uint8), []):
+        got = ops.quantized_embedding(ids, weight)
+        np.testing.assert_array_equal(got, np.arange(12.0).reshape(4, 3)[np.asarray(ids, int)])
+
+
+def test_wide_float16(rng: np.random.Generator) -> None:
+    """Only int8 has a limit: that of its sums."""
+    weight, x = rng.normal(size=(2, 70_000)).astype(np.float16), rng.normal(size=(3, 70_000)).astype(np.float32)
+    got = ops.quantized_linear(x, ops.pack_quantized(weight))
+    np.testing.assert_array_equal(got, ops.linear(x, weight.astype(np.float32)))
+
+
 def test_every_half_is_widened_alike(restored: None) -> None:
     """All 65,536 of them: by instruction, and by hand where there is none."""
     every = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(-1, 64)
@@ -214,6 +228,7 @@ def test_the_extremes_of_int8_sum_exactly(int8_isa: str) -> None:
         ({"weight": np.ones((4, 3), np.float32)}, "weight: dtype float32, wanted int8 or float16"),
         ({"weight": np.ones((4, 3), np.int8), "scale": None}, "scale: an int8 weight needs one"),
         ({"weight": np.ones((4, 3), np.float16)}, "scale: only int8 weights have one"),
+        ({"weight": np.ones((4, 3), ">f2"), "scale": None}, "weight: dtype >f2, wanted int8 or float16"),
         ({"scale": np.ones(3, np.float32)}, r"scale: shape \(3,\), wanted \(4,\)"),
         ({"weight": np.ones((6, 3), np.int8), "scale": np.ones(6, np.float32), "gates": True}, "four of each gate"),
         ({"weight": np.ones((1, 65536), np.int8), "scale": np.ones(1, np.float32)}, "at most 65535"),
@@ -234,6 +249,8 @@ def test_ops_refuse_what_does_not_fit() -> None:
         ops.quantized_linear(np.ones((2, 3), np.float32), gates)
     with pytest.raises(IndexError, match="ids: 8 at position 1"):
         ops.quantized_embedding([0, 8], plain)
+    with pytest.raises(TypeError, match="ids: expected integers"):
+        ops.quantized_embedding([1.7], plain)
     with pytest.raises(ValueError, match="not packed for an LSTM"):
         ops.quantized_lstm(np.ones((1, 1, 3), np.float32), [plain], [plain], [np.ones(8, np.float32)])
     with pytest.raises(ValueError, match=r"w_ih: shape \(8, 3\), wanted \(12, 3\)"):

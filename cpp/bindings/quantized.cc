@@ -32,9 +32,8 @@ std::unique_ptr<Quantized> pack_quantized(const py::array& weight, const Optiona
   m.c = axis(weight, "weight", 0, 2);
   m.k = axis(weight, "weight", 1, 2);
   m.gates = gates;
-  m.half = weight.dtype().kind() == 'f' && weight.itemsize() == 2;
+  m.half = weight.dtype().equal(py::dtype("float16"));
   if (gates && m.c % 4) refuse("weight", std::to_string(m.c) + " rows, wanted four of each gate");
-  if (m.k > 65535) refuse("weight", std::to_string(m.k) + " columns, at most 65535: their products must fit int32");
   PackQuantizedArgs a{};
   a.c = m.c, a.k = m.k, a.half = m.half, a.gates = m.gates;
   if (m.half) {
@@ -45,6 +44,7 @@ std::unique_ptr<Quantized> pack_quantized(const py::array& weight, const Optiona
     if (!py::isinstance<py::array_t<int8_t>>(weight))
       refuse("weight", "dtype " + std::string(py::str(weight.dtype())) + ", wanted int8 or float16");
     if (!scale) refuse("scale", "an int8 weight needs one");
+    if (m.k > 65535) refuse("weight", std::to_string(m.k) + " columns, at most 65535: their products must fit int32");
     a.weight = checked<int8_t>(weight, "weight", {-1, -1});
     a.scale = checked<float>(scale, "scale", {m.c});
   }

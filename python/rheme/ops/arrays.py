@@ -124,9 +124,9 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else backend(x).contiguous(x=x)
 
 
-def integers(x: Any, like: Array, name: str, size: int | None = None) -> Array:
-    """x as int64, on the device of `like`. size: ids are looked at before they go to a GPU, whose kernels can't raise."""
-    if type(x) is np.ndarray and x.dtype == np.int64 and type(like) is np.ndarray:
+def integers(x: Any, like: Array | None, name: str, size: int | None = None) -> Array:
+    """x as int64, on the device of `like`, or the CPU. size: ids are looked at before they go to a GPU, which can't raise."""
+    if type(x) is np.ndarray and x.dtype == np.int64 and (like is None or type(like) is np.ndarray):
         return contiguous(x)
     if not (hasattr(x, "dtype") and hasattr(x, "flags")):
         x = np.asarray(x)

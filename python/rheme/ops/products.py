@@ -141,7 +141,7 @@ def quantized_linear(x: Array, weight: Any, bias: Array | None = None) -> Array:
 def quantized_embedding(ids: Any, weight: Any) -> Array:
     """ids int64 (...), weight (V, C) from `pack_quantized` -> (..., C). IndexError for an id outside 0..V-1."""
     holder = _holder(weight)
-    ids = np.ascontiguousarray(ids, np.int64) if holder is _core else integers(ids, weight.array, "ids", weight.shape[0])
+    ids = integers(ids, None if holder is _core else weight.array, "ids", weight.shape[0])
     y = holder.quantized_embedding(ids=ids if ids.ndim == 1 else ids.reshape(ids.size), weight=weight)
     return y if ids.ndim == 1 else y.reshape((*ids.shape, y.shape[1]))
 
