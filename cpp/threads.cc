@@ -15,9 +15,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <string_view>
 #include <thread>
+#include <utility>
 
 namespace rheme {
 namespace {
@@ -95,6 +98,8 @@ struct Pool {
   TaskFunction fn = nullptr;
   void* context = nullptr;
   long tasks = 0;
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the first task that failed, who set `failed`
 
   std::mutex sleep_mutex;
   std::condition_variable wake;
@@ -130,9 +135,9 @@ struct Pool {
     if (seats[id].core.load(std::memory_order_relaxed) != core) seats[id].core.store(core, std::memory_order_relaxed);
   }
 
-  void run_tasks() {
-    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(context, i);
-  }
+  // A task fails where memory ends. Kernels are compiled without exceptions: one passes through their frames and frees nothing
+  // there, so that the blocks they held in the arena are lost.
+  void run_tasks();
 
   bool join(int id) {
     unsigned s = state.load(std::memory_order_acquire);
@@ -174,21 +179,29 @@ struct Pool {
     }
   }
 
-  void start_worker() {
-    const int id = workers++;
-    std::thread([this, id] {
+  bool start_worker() {
+    const int id = workers;
+    try {
+      std::thread([this, id] {
 #if defined(__linux__)
-      seats[id].thread = static_cast<int>(syscall(SYS_gettid));
+        seats[id].thread = static_cast<int>(syscall(SYS_gettid));
 #endif
-      sit(id);
-      started.store(id + 1, std::memory_order_release);
-      work(id);
-    }).detach();
+        sit(id);
+        started.store(id + 1, std::memory_order_release);
+        work(id);
+      }).detach();
+    } catch (const std::exception&) {
+      return false;
+    }
+    ++workers;
     while (started.load(std::memory_order_acquire) <= id) sched_yield();
+    return true;
   }
 
-  void run(long count, TaskFunction function, void* ctx, int threads) {
-    while (workers < threads - 1 && workers < kMaxWorkers) start_worker();
+  // Returns what the first task that failed has thrown. Where no more threads are to be had it goes on with those there are.
+  std::exception_ptr run(long count, TaskFunction function, void* ctx, int threads) {
+    while (workers < threads - 1 && workers < kMaxWorkers)
+      if (!start_worker()) break;
     part(threads - 1 < workers ? threads - 1 : workers);
     fn = function;
     context = ctx;
@@ -209,12 +222,26 @@ struct Pool {
       else if (spin > 2000)
         sched_yield();
     }
+    failed.store(false, std::memory_order_relaxed);
+    return std::exchange(error, nullptr);
   }
 };
 
 // Leaked on purpose: workers may still wait on it while the process ends. A child of fork has no workers, so it starts anew.
 std::atomic<Pool*> pool{nullptr};
 thread_local bool inside = false;
+thread_local const Pool* working = nullptr;  // whose tasks this thread runs now
+
+void Pool::run_tasks() {
+  working = this;
+  try {
+    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(context, i);
+  } catch (...) {
+    next.store(tasks, std::memory_order_relaxed);
+    if (!failed.exchange(true)) error = std::current_exception();
+  }
+  working = nullptr;
+}
 
 Pool* get_pool() {
   Pool* p = pool.load(std::memory_order_acquire);
@@ -254,6 +281,7 @@ std::atomic<int> threads{0};
 }  // namespace
 
 void rest() {
+  if (working && working->failed.load(std::memory_order_relaxed)) throw std::bad_alloc();  // what it waits for will not come
   thread_local int64_t first = 0, last = 0;  // of one wait, whose rests follow upon each other
   const int64_t now = nanoseconds(CLOCK_MONOTONIC);
   if (now - last > 100'000) first = now;
@@ -287,9 +315,10 @@ void parallel_for(long tasks, TaskFunction fn, void* context) {
     Pool* p = get_pool();
     if (p->owner.try_lock()) {
       inside = true;
-      p->run(tasks, fn, context, static_cast<int>(useful));
+      const std::exception_ptr error = p->run(tasks, fn, context, static_cast<int>(useful));
       inside = false;
       p->owner.unlock();
+      if (error) std::rethrow_exception(error);
       return;
     }
   }

@@ -7,7 +7,8 @@ typedef void (*TaskFunction)(void* context, long index);
 
 // Calls fn(context, 0 .. tasks-1), each once, on up to num_threads() threads (the caller is one of them), and returns when all
 // are done. Which thread takes which index is not fixed, so a task must own its outputs. If the pool is busy with another
-// Python thread's call, or this is a nested call, the caller runs all tasks itself.
+// Python thread's call, or this is a nested call, the caller runs all tasks itself. What a task throws (std::bad_alloc) the
+// caller gets, when all threads have left; tasks that were not begun by then are not.
 void parallel_for(long tasks, TaskFunction fn, void* context);
 
 // Leaves the core to others for some 50 us: for a thread that has waited for another longer than that one's work takes. Rests

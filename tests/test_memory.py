@@ -79,6 +79,60 @@ print(status("VmHWM") - before - weight.data.nbytes)
 """
 
 
+# The address space has room for so many bytes more.
+LIMITED = """
+import os, resource
+import numpy as np
+from rheme import _core, ops
+
+def allow(bytes):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + bytes if bytes else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def call():
+    return ops.linear_cross_entropy(x, weight, None, targets)
+
+x, weight = np.ones((960, 2), np.float32), np.ones((100_000, 2), np.float32)
+targets = np.arange(960)
+small = np.ones((4, 100, 100), np.float32)
+_core.set_num_threads(n=1)
+ops.matmul(small, small)
+before = threads()
+_core.set_num_threads(n=2)
+"""
+
+# A stack takes 8 MB.
+NO_THREAD = """
+allow(1 << 20)
+want = ops.matmul(small, small)
+assert threads() == before
+allow(0)
+assert (ops.matmul(small, small) == want).all() and threads() == before + 1
+"""
+
+# Each task makes logits of 38 MB and more: there is room for one thread's, if for any.
+NO_BLOCK = """
+failed = 0
+for room in (50 << 20, 16 << 20) * 2:
+    ops.matmul(small, small)
+    allow(room)
+    try:
+        call()
+    except MemoryError:
+        failed += 1
+    allow(0)
+    weight = np.ones((len(weight) + 30_000, 2), np.float32)  # blocks of another size
+assert failed >= 2
+got = call()
+_core.set_num_threads(n=1)
+assert (call() == got).all()
+"""
+
+
 def number_printed(program: str) -> int:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -96,6 +150,13 @@ def test_steps_touch_no_new_pages(steps: str) -> None:
 def test_cross_entropy_never_holds_all_logits() -> None:
     """N 4,096 and V 128,256: the logits alone would be 2.1 GB. Beyond the weights and their gradient."""
     assert number_printed(CROSS_ENTROPY) < 500e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does")
+@pytest.mark.parametrize("rest", [NO_THREAD, NO_BLOCK], ids=["no thread", "no block"])
+def test_the_threads_outlive_the_end_of_memory(rest: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED + rest], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_thread_that_ends_gives_its_blocks_back() -> None:
