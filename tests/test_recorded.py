@@ -117,6 +117,7 @@ def test_weights_outlive_the_module_that_packed_them() -> None:
     """What was recorded may be run after the weights were packed anew, and then still reads those that it was recorded with."""
     linear = nn.Linear(70, 130)
     x = ops.random_normal(0, 0, 0, (2, 70))
+    linear.infer(x)  # packs, which is not to be recorded
     (copy,), y, run = OnCpu().record(linear.infer, [x])
     first = y.copy()
     for _ in range(20):
@@ -195,6 +196,17 @@ def test_a_recording_that_fails_is_ended() -> None:
         w = [np.ones((4, 1), np.float32)]
         with pytest.raises(ValueError, match="packed"):
             ops.lstm(np.ones((2, 2, 1), np.float32), w, w, [np.ones(4, np.float32)])
+        small = np.ones((4, 1), np.float16)
+        rest = {"targets": np.array([0]), "ignore_index": -1, "label_smoothing": 0.0, "saved": w[0].T.copy()}
+        for name, call in {
+            "pack_linear": lambda: ops.pack_linear(w[0]),
+            "pack_lstm": lambda: ops.pack_lstm(w, w),
+            "pack_quantized": lambda: ops.pack_quantized(small),
+            "global_norm": lambda: ops.global_norm(w),
+            "cross_entropy_backward": lambda: ops.cross_entropy_backward(np.ones(1, np.float32), w[0].T.copy(), **rest),
+        }.items():
+            with pytest.raises(RuntimeError, match=f"^{name}: cannot be recorded"):
+                call()
     finally:
         recording.end()
     ops.lstm(np.ones((2, 2, 1), np.float32), w, w, [np.ones(4, np.float32)])

@@ -44,6 +44,11 @@ struct Recording {
   }
 };
 
+// For what cannot be computed again: it reads or decides something once, or makes what no recording keeps.
+inline void refuse_recording(const char* op) {
+  if (Recording::current()) throw std::runtime_error(std::string(op) + ": cannot be recorded; call it before");
+}
+
 template <class T>
 void keep(const T& object) {
   Recording* recording = Recording::current();

@@ -30,6 +30,7 @@ void pack_lstm_into(Packed& packed, const Arrays& w_ih, const Arrays& w_hh, long
 }
 
 std::unique_ptr<Packed> pack_lstm(const Arrays& w_ih, const Arrays& w_hh) {
+  refuse_recording("pack_lstm");
   directions_of(w_ih, w_hh);
   const long input = axis(w_ih[0], "w_ih", 1, 2), hidden = axis(w_hh[0], "w_hh", 1, 2);
   return by_dtype(w_ih[0], "w_ih", [&](auto zero) {
@@ -143,6 +144,7 @@ py::tuple lstm_backward(const py::array& dy, const Optional& dh_n, const Optiona
 }
 
 std::unique_ptr<Packed> pack_linear(const py::array& weight) {
+  refuse_recording("pack_linear");
   return by_dtype(weight, "weight", [&](auto zero) {
     using T = decltype(zero);
     PackLinearArgs<T> a{};

@@ -27,6 +27,7 @@ struct Quantized {
 using Matrices = std::vector<const Quantized*>;
 
 std::unique_ptr<Quantized> pack_quantized(const py::array& weight, const Optional& scale, bool gates) {
+  refuse_recording("pack_quantized");
   auto made = std::make_unique<Quantized>();
   QuantizedMatrix& m = made->matrix;
   m.c = axis(weight, "weight", 0, 2);

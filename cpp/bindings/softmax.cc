@@ -175,6 +175,7 @@ py::tuple cross_entropy(const py::array& logits, const py::array& targets, int64
 // The forward pass has made the gradient of the sum of the losses; a sum asks for nothing else.
 py::array cross_entropy_backward(const py::array& dloss, const py::array& logits, const py::array& targets,
                                  const py::array& saved, int64_t ignore_index, double label_smoothing) {
+  refuse_recording("cross_entropy_backward");
   return by_dtype(logits, "logits", [&](auto zero) {
     using T = decltype(zero);
     CrossEntropyBackwardArgs<T> a{};
