@@ -8,7 +8,7 @@ extern "C" __global__ void attention_softmax(int64_t time, int64_t source, const
   const T factor = T(scale);
   T most = lowest();
   RHEME_SHARE(s, live) most = S::max(row[s] * factor, most);
-  const T top = block_max(most), anchor = top == lowest() ? T(0) : top;
+  const T anchor = anchor_of(block_max(most));
   double sum = 0;
   RHEME_SHARE(s, live) sum += double(S::exp(row[s] * factor - anchor));
   const T total = T(block_sum(sum));

@@ -64,9 +64,7 @@ struct Loss {
   // The loss of a row, and where `gradient` is given that of its logits, so that each exponential is made once. With `before`
   // it is left to be written past the caches, and e holds the exponentials until then.
   void run(long m, const T* logits, T* gradient = nullptr, T* e = nullptr, Unwritten<T>* before = nullptr) const {
-    const T lowest = T(-__builtin_inf());
-    const T top = row_max(logits, a.v);
-    const T anchor = top == lowest ? T(0) : top;
+    const T anchor = anchor_of(row_max(logits, a.v));
     const bool ignored = a.targets[m] == a.ignore_index;
     const double s = a.label_smoothing, at_target = ignored ? 0 : static_cast<double>(logits[a.targets[m]]);
     const double total = s != 0 ? row_sum<T>(a.v, [=](auto load) __attribute__((always_inline)) { return load(logits); }) : 0;

@@ -14,7 +14,7 @@ extern "C" __global__ void cross_entropy(int64_t v, int64_t first, T* logits, co
     most = S::max(x, most);
     total += double(x);
   }
-  const T top = block_max(most), anchor = top == lowest() ? T(0) : top;
+  const T anchor = anchor_of(block_max(most));
   double sum = 0;
   RHEME_SHARE(i, v) sum += double(S::exp(row[i] - anchor));
   sum = block_sum(sum);

@@ -93,6 +93,15 @@ typedef S::Bits Bits;
 
 RHEME_FN T lowest() { return T(-__builtin_inff()); }
 
+// What is taken off before exponentials: the largest element, or 0 where it is infinite: inf - inf is no number.
+RHEME_FN T anchor_of(T top) { return top - top == T(0) ? top : T(0); }
+
+// How many of `most` steps or keys a row has. The host has not seen lengths that were made on the device.
+RHEME_FN int64_t length_of(const int64_t* lengths, int64_t row, int64_t most) {
+  const int64_t length = lengths ? lengths[row] : most;
+  return length < 0 ? 0 : length < most ? length : most;
+}
+
 // for (i: this thread's share of 0..n-1 of the whole grid)
 #define RHEME_EACH(i, n) \
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step_ = int64_t(gridDim.x) * blockDim.x; i < (n); i += step_)

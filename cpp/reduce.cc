@@ -118,8 +118,7 @@ void logsumexp(const ReduceArgs<T>& a) {
   reduce(
       a, lowest,
       [&](const T* x, long i) {
-        const T top = row_max(x, a.k);
-        const T anchor = top == lowest ? T(0) : top;
+        const T anchor = anchor_of(row_max(x, a.k));
         a.y[i] = anchor + log_scalar(static_cast<T>(row_exp_sum(x, a.k, anchor)));
       },
       [&](const Source<T>& source, long output) {
@@ -129,7 +128,7 @@ void logsumexp(const ReduceArgs<T>& a) {
           const T* x = source.row(k, buffer);
           for (long j = 0; j < kStrip; j += S::W) S::store(top + j, S::max(S::load(x + j), S::load(top + j)));
         }
-        for (long j = 0; j < kStrip; ++j) top[j] = top[j] == lowest ? T(0) : top[j];
+        for (long j = 0; j < kStrip; ++j) top[j] = anchor_of(top[j]);
         double total[kStrip];
         const T* anchor = top;
         strip_sum(source, total,

@@ -52,7 +52,7 @@ extern "C" __global__ void logsumexp(int64_t k, int64_t c, int64_t width, const 
   const Place p = Place::here(k, c, width);
   T most = lowest();
   RHEME_COLUMN(i) most = S::max(x[p.at + i * p.stride], most);
-  const T top = column_reduce<Max>(most, width), anchor = top == lowest() ? T(0) : top;
+  const T anchor = anchor_of(column_reduce<Max>(most, width));
   double total = 0;
   RHEME_COLUMN(i) total += double(S::exp(x[p.at + i * p.stride] - anchor));
   total = column_reduce<Add>(total, width);

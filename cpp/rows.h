@@ -133,6 +133,12 @@ RHEME_FN T row_max(const T* x, long n) {
   return best;
 }
 
+// What is taken off before exponentials: the largest element, or 0 where it is infinite: inf - inf is no number.
+template <class T>
+RHEME_FN T anchor_of(T top) {
+  return top - top == T(0) ? top : T(0);
+}
+
 // Sum of exp(x - top).
 template <class T>
 RHEME_FN double row_exp_sum(const T* x, long n, T top) {
@@ -167,7 +173,7 @@ static void softmax_row(const T* x, long n, T scale, T* y) {
     for (long i = 0; i < n; ++i) y[i] = fill;
     return;
   }
-  const V t = S::set(top);
+  const V t = S::set(anchor_of(top));
   map_vectors<T>(0, n, y, [=](auto load) __attribute__((always_inline)) { return S::exp(load(x) - t); });
   const V sum = S::set(static_cast<T>(row_sum<T>(n, [=](auto load) __attribute__((always_inline)) { return load(y); })));
   map_vectors<T>(0, n, y, [=](auto load) __attribute__((always_inline)) { return load(y) / sum; });

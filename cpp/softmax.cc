@@ -40,7 +40,7 @@ void log_softmax(const SoftmaxArgs<T>& a) {
         x = y;
       }
       const T top = row_max(x, a.c);
-      const T anchor = top == lowest ? T(0) : top;
+      const T anchor = anchor_of(top);
       // log(0) = -inf would turn hidden entries into not-a-numbers; a row of hidden ones stays as it is.
       const T log_sum = top == lowest ? T(0) : log_scalar(static_cast<T>(row_exp_sum(x, a.c, anchor)));
       const V t = S::set(anchor), l = S::set(log_sum);

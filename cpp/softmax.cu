@@ -8,7 +8,7 @@ RHEME_FN double row_exp_sum(const T* x, const uint8_t* mask, int64_t c, T& top) 
   T most = lowest();
   RHEME_SHARE(i, c) most = S::max(kept(x, mask, i), most);
   top = block_max(most);
-  const T anchor = top == lowest() ? T(0) : top;
+  const T anchor = anchor_of(top);
   double sum = 0;
   RHEME_SHARE(i, c) sum += double(S::exp(kept(x, mask, i) - anchor));
   return block_sum(sum);
@@ -22,7 +22,7 @@ extern "C" __global__ void softmax(int64_t c, const T* x, const uint8_t* mask, T
   T top;
   const T sum = T(row_exp_sum(x, mask, c, top));
   // A row with nothing kept is all zeros; its sum is 0, or not a number where it holds such.
-  RHEME_SHARE(i, c) y[i] = sum == T(0) ? T(0) : S::exp(kept(x, mask, i) - (top == lowest() ? T(0) : top)) / sum;
+  RHEME_SHARE(i, c) y[i] = sum == T(0) ? T(0) : S::exp(kept(x, mask, i) - anchor_of(top)) / sum;
 }
 
 extern "C" __global__ void softmax_backward(int64_t c, const T* dy, const T* y, T* dx) {
@@ -40,7 +40,7 @@ extern "C" __global__ void log_softmax(int64_t c, const T* x, const uint8_t* mas
   if (mask) mask += at;
   T top;
   const double sum = row_exp_sum(x, mask, c, top);
-  const T anchor = top == lowest() ? T(0) : top, log_sum = top == lowest() ? T(0) : S::log(T(sum));
+  const T anchor = anchor_of(top), log_sum = top == lowest() ? T(0) : S::log(T(sum));
   RHEME_SHARE(i, c) y[i] = kept(x, mask, i) - anchor - log_sum;
 }
 

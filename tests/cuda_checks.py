@@ -7,7 +7,7 @@ import numpy as np
 
 import reference
 from cuda_device import down, up
-from op_cases import CASES, cast
+from op_cases import CASES, INFINITE, cast
 from rheme import _core, _cuda
 from test_ops import EXACT, cancelled, close, cross_entropy_cases, flat, lstm_arguments, lstm_cases, run_cross_entropy, run_lstm
 
@@ -114,6 +114,9 @@ def cross_entropy_equals_reference(dtype: str, rng: np.random.Generator) -> None
         want_back = reference.cross_entropy_backward(**wide, dloss=cast(dloss, "float64"), saved=want_saved)
         close(f"loss of logits {what}", [down(loss)], [want], dtype, k)
         close(f"dlogits {what}", [down(back)], [want_back], dtype, k)
+    given = {"logits": INFINITE[:4], "targets": np.array([1, 2, 0, 1]), "ignore_index": -1, "label_smoothing": 0.0}
+    loss, saved = _cuda.cross_entropy(**up(cast(given, dtype)), save=True)
+    close("infinite logits", [down(loss), down(saved)], reference.cross_entropy(**given, save=True), dtype, 3)
 
 
 def optimisers_equal_the_cpu(rng: np.random.Generator) -> None:

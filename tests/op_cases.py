@@ -19,6 +19,8 @@ Cases = Callable[[np.random.Generator], Iterator[Case]]
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33)
 # Around the blocks of 512 in which products are summed.
 LONG = (511, 512, 513, 1025)
+# Rows whose largest element is infinite, or that hold nothing else.
+INFINITE = np.array([[np.inf, 0, 1], [np.inf, -np.inf, 2], [0, np.inf, np.inf], [-np.inf, 3, 1], [-np.inf, -np.inf, -np.inf]])
 
 CASES: dict[str, Cases] = {}
 
@@ -152,6 +154,7 @@ def softmax(rng: np.random.Generator, name: str) -> Iterator[Case]:
         yield f"{c} masked", {"x": x, "mask": _mask(rng, x.shape)}, c
     x[0], x[1, ::2] = -np.inf, -np.inf
     yield "-inf", {"x": x, "mask": None}, 1025
+    yield "inf", {"x": INFINITE, "mask": None}, 3
     yield "large", {"x": np.array([[1e30, 0.0, -1e30], [1000.0, 999.0, -1000.0]]), "mask": None}, 3
     yield "no rows", {"x": np.zeros((0, 5)), "mask": None}, 5
 
@@ -266,6 +269,9 @@ def reductions(rng: np.random.Generator, name: str) -> Iterator[Case]:
         yield f"{shape}", {"x": x, "mask": None}, max(2, shape[1])
         yield f"{shape} masked", {"x": x, "mask": _mask(rng, shape)}, max(2, shape[1])
     yield "-inf", {"x": np.full((2, 3, 4), -np.inf) if name in ("max", "logsumexp") else np.zeros((2, 3, 4)), "mask": None}, 3
+    if name == "logsumexp":
+        yield "inf", {"x": INFINITE[..., None], "mask": None}, 3
+        yield "inf in columns", {"x": INFINITE.T[None].copy(), "mask": None}, 3
 
 
 @cases("global_norm")

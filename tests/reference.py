@@ -480,7 +480,9 @@ def cross_entropy(
     _check_ids(targets[used], logits.shape[1], "targets")
     lse = _logsumexp(logits, 1)[:, 0]
     at_target = logits[np.arange(len(logits)), np.where(used, targets, 0)]
-    loss = (1 - label_smoothing) * (lse - at_target) + label_smoothing * (lse - logits.mean(axis=1))
+    loss = lse - at_target
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss + label_smoothing * (lse - logits.mean(axis=1))
     return np.where(used, loss, 0.0), lse if save else None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import reference
-from op_cases import CASES, SIZES, cast
+from op_cases import CASES, INFINITE, SIZES, cast
 from rheme import _core, ops
 from rheme import functional as F
 
