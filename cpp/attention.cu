@@ -3,7 +3,7 @@
 #include "device.h"
 
 extern "C" __global__ void attention_softmax(int64_t time, int64_t source, const int64_t* lengths, double scale, T* weights) {
-  const int64_t n = blockIdx.x / time, live = lengths ? lengths[n] : source;
+  const int64_t n = blockIdx.x / time, live = length_of(lengths, n, source);
   T* row = weights + int64_t(blockIdx.x) * source;
   const T factor = T(scale);
   T most = lowest();

@@ -13,7 +13,7 @@ struct Step {
                      const int64_t* lengths) {
     const int64_t j = i % hidden, n = i / hidden % batch, r = i / hidden / batch;
     const int64_t t = r == 1 || reverse ? time - 1 - s : s;
-    return {r, n, j, t, lengths ? t < lengths[n] : true};
+    return {r, n, j, t, t < length_of(lengths, n, time)};
   }
 };
 
@@ -63,7 +63,7 @@ extern "C" __global__ void lstm_step_backward(int64_t s, int64_t directions, int
       const T* g = gates + at * 4 * hidden + p.j;
       gi = g[0], gf = g[hidden], gg = g[2 * hidden], go = g[3 * hidden];
       const int64_t before = p.r == 1 || reverse ? p.t + 1 : p.t - 1;
-      const bool first = before < 0 || before >= (lengths ? lengths[p.n] : time);
+      const bool first = before < 0 || before >= length_of(lengths, p.n, time);
       const T previous = first ? (c0 ? c0[i] : T(0)) : cells[((p.r * time + before) * batch + p.n) * hidden + p.j];
       const T dhidden = dy[(p.t * batch + p.n) * directions * hidden + p.r * hidden + p.j] + dh[i];
       lstm_cell_backward<S>(gi, gf, gg, go, cells[at * hidden + p.j], previous, dhidden, dc[i]);
@@ -81,7 +81,7 @@ extern "C" __global__ void lstm_previous(int64_t directions, int64_t time, int64
                                          const int64_t* lengths, const T* y, const T* h0, T* out) {
   RHEME_EACH(i, directions * time * batch * hidden) {
     const int64_t j = i % hidden, n = i / hidden % batch, t = i / hidden / batch % time, r = i / hidden / batch / time;
-    const int64_t length = lengths ? lengths[n] : time, before = r == 1 || reverse ? t + 1 : t - 1;
+    const int64_t length = length_of(lengths, n, time), before = r == 1 || reverse ? t + 1 : t - 1;
     T h = T(0);
     if (t < length) {
       if (before >= 0 && before < length)

@@ -20,10 +20,7 @@ struct Sequence {
     const int end = (group + 1) * kRows, last = (end < batch ? end : batch) - 1, place = group * kRows + column;
     const bool exists = place <= last;
     const int n = !exists ? 0 : order ? int(order[place]) : place, longest = order ? int(order[last]) : last;
-    const auto clipped = [=](int row) {
-      const int64_t length = lengths ? lengths[row] : time;
-      return length < 0 ? 0 : length < time ? int(length) : time;
-    };
+    const auto clipped = [=](int row) { return int(length_of(lengths, row, time)); };
     return {r, n, exists ? clipped(n) : 0, clipped(longest), time, batch, directions, exists, r == 1 || reverse};
   }
   // Row `column` of the group that this block's cluster runs: one direction's groups stand before the other's.

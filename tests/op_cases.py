@@ -231,7 +231,7 @@ def unary_backward(rng: np.random.Generator, name: str) -> Iterator[Case]:
 @cases("dropout")
 def dropout(rng: np.random.Generator) -> Iterator[Case]:
     for shape in (*((n,) for n in SIZES), (3, 11), (2, 3, 5), (0,), (5000,)):
-        for p, period in ((0.3, 0), (0.5, 3), (0.0, 0), (0.9, 7)):
+        for p, period in ((0.3, 0), (0.5, 3), (0.0, 0), (0.9, 7), (1.0, 0)):
             yield (
                 f"{shape} {p} {period}",
                 {"x": rng.normal(size=shape), "p": p, "seed": 2**40 + 7, "stream": 2**63 + 5, "period": period},

@@ -15,10 +15,10 @@ import pytest
 
 import cuda_checks as checks
 from cuda_device import down, emulated, up
-from op_cases import CASES
-from rheme import _core, _cuda
+from op_cases import CASES, cast
+from rheme import _core, _cuda, ops
 from rheme.errors import RhemeError
-from test_ops import ALL, array_arguments, border_cases
+from test_ops import ALL, array_arguments, border_cases, lstm_arguments, run_lstm
 
 CPP = Path(__file__).parents[1] / "cpp"
 
@@ -334,10 +334,48 @@ def test_the_border_refuses_wrong_numbers(rng: np.random.Generator, cupy: Any) -
         _cuda.gaussian_kl(mu=x, logvar=x, eps=x, free_bits=0.0, free_bits_over="row")
     with pytest.raises(ValueError, match="p"):
         _cuda.dropout(x=x, p=1.5, seed=0, stream=0, period=0)
+    for draw in (lambda: ops.dropout(x, 0.5, -1, 0), lambda: ops.random_normal(-1, 0, 0, (3,), like=x)):
+        with pytest.raises(ValueError, match=r"^seed: -1, wanted 0\.\.2\*\*64-1$"):
+            draw()
     with pytest.raises(ValueError, match="packed"):
         _cuda.linear(x=x, weight=x, bias=None, packed=_cuda.pack_linear(weight=up(np.ones((7, 9), np.float32))))
     with pytest.raises(ValueError, match="sm_90"):
         _cuda.set_isa(name="avx2")
+
+
+def test_lengths_out_of_range(rng: np.random.Generator, cupy: Any) -> None:
+    """Those of the host are refused, as on the CPU; those of the device count as the nearest that are in range."""
+    given = cast(lstm_arguments(rng, 3, 2, 4, 5, 2, None, True), "float32")
+    query, grads = given["x"], cast({"dy": rng.normal(size=(3, 2, 10)), "dh_n": None, "dc_n": None}, "float32")
+    on_device = up(given)
+    names = ("x", "w_ih", "w_hh", "bias")
+    for wrong in ([1, 4], [-1, 3]):
+        row = int(wrong[0] == 1)
+        with pytest.raises(ValueError, match=rf"^lengths: {wrong[row]} at row {row}, wanted 0\.\.3$"):
+            ops.lstm(*(on_device[name] for name in names), lengths=wrong)
+        with pytest.raises(ValueError, match=rf"^lengths: {wrong[row]} at row {row}, wanted 0\.\.3$"):
+            ops.attention(*(up(query),) * 3, lengths=np.array(wrong))
+    wild, near = np.array([1 << 40, -7]), np.array([3, 0])
+    for a, b in zip(
+        checks.flat(run_lstm(_cuda, up(given | {"lengths": wild}), up(grads), False, True)),
+        checks.flat(run_lstm(_cuda, up(given | {"lengths": near}), up(grads), False, True)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(down(a), down(b))
+    for a, b in zip(*(ops.attention(*(up(query),) * 3, lengths=up(n)) for n in (wild, near)), strict=True):
+        np.testing.assert_array_equal(down(a), down(b))
+
+
+def test_quantized_lstm_refuses_what_the_cpu_refuses(cupy: Any) -> None:
+    x, w, bias = np.ones((2, 1, 3), np.float32), np.ones((12, 3), np.float16), np.ones(12, np.float32)
+    small = {np.float16: (w, None), np.int8: (w.astype(np.int8), np.ones(12, np.float32))}
+    for weight, scale in small.values():
+        for place in (up, lambda array: array):
+            packed = [ops.pack_quantized(place(weight), None if scale is None else place(scale), gates=True)] * 2
+            with pytest.raises(ValueError, match=r"^reverse: only for one direction"):
+                ops.quantized_lstm(place(x), packed, packed, [place(bias)] * 2, reverse=True)
+            with pytest.raises(ValueError, match=r"^bias: "):
+                ops.quantized_lstm(place(x), packed, packed, [place(bias)])
 
 
 def test_an_id_out_of_range_is_told_at_the_next_norm(cupy: Any) -> None:

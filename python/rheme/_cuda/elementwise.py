@@ -115,12 +115,12 @@ def relu_backward(*, dy: Array, y: Array) -> Array:
 def dropout(*, x: Array, p: float, seed: int, stream: int, period: int) -> Array:
     dtype = floating(x, "x", getattr(x, "ndim", 0))
     check(x, "x", dtype, None)
-    if not 0 <= p < 1:
-        refuse("p", f"{p}, wanted 0 or more and below 1")
+    if not 0 <= p <= 1:
+        refuse("p", f"{p}, wanted 0..1")
     if period < 0:
         refuse("period", f"{period}, wanted 0 or more")
     y = empty(shape=x.shape, dtype=dtype)
-    threshold, scale = math.ceil(p * 2**24), 1.0 / (1.0 - p)
+    threshold, scale = math.ceil(p * 2**24), 1.0 / (1.0 - p) if p < 1 else 0.0
     launch(
         "elementwise", "dropout", dtype, each(-(-x.size // 4)), THREADS,
         x.size, x, threshold, scale, _word(seed), _word(stream), period, y,

@@ -120,7 +120,7 @@ def lstm(
     for b in bias:
         check(b, "bias", dtype, (4 * hidden,))
     if reverse and directions == 2:
-        refuse("reverse", "with two directions")
+        refuse("reverse", "only for one direction")
     recurrent = packed.recurrent if packed is not None and _fits(packed, "lstm", [*w_ih, *w_hh]) else _recurrent(w_hh)
     both = bias[0] if directions == 1 else _recurrent([b.reshape(1, -1) for b in bias])
     gates = empty(shape=(directions, time, batch, 4 * hidden), dtype=dtype)

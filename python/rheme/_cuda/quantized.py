@@ -134,9 +134,13 @@ def quantized_lstm(
     bias: Sequence[Array],
     reverse: bool,
 ) -> tuple[Array, Array, Array]:
-    weights = [*w_ih, *w_hh]
+    weights, directions = [*w_ih, *w_hh], len(w_ih)
     if len({w.dtype for w in weights}) != 1 or not all(w.gates for w in weights):
         refuse("w_ih", "wanted weights of one kind, packed as gates")
+    if len(bias) != directions:
+        refuse("bias", f"{len(bias)} arrays, wanted {directions}")
+    if reverse and directions == 2:
+        refuse("reverse", "only for one direction")
     if weights[0].scale is None:
         wide = [[unpack_quantized(weight=w) for w in ws] for ws in (w_ih, w_hh)]
         y, h_n, c_n, _, _ = lstm(
@@ -147,7 +151,7 @@ def quantized_lstm(
         refuse("x", "dtype float64, wanted float32")
     check(x, "x", "float32", None)
     time, batch, inputs = x.shape
-    directions, hidden = len(w_ih), w_hh[0].shape[1]
+    hidden = w_hh[0].shape[1]
     for name, ws, k in (("w_ih", w_ih, inputs), ("w_hh", w_hh, hidden)):
         for w in ws:
             if w.shape != (4 * hidden, k) or len(ws) != directions:

@@ -140,8 +140,15 @@ def integers(x: Any, like: Array | None, name: str, size: int | None = None) -> 
     return asarray(x, np.int64, like)
 
 
-def lengths_of(lengths: Any, like: Array) -> Array | None:
-    return None if lengths is None else integers(lengths, like, "lengths")
+def lengths_of(lengths: Any, like: Array, most: int) -> Array | None:
+    """How many of `most` steps or keys each row has, as `integers`."""
+    if lengths is None:
+        return None
+    if on_gpu(like) and not on_gpu(lengths):
+        given = np.asarray(lengths)
+        for row in np.flatnonzero((given < 0) | (given > most))[:1]:
+            raise ValueError(f"lengths: {given[row]} at row {row}, wanted 0..{most}")
+    return integers(lengths, like, "lengths")
 
 
 def mask_of(mask: Any, x: Array) -> Array | None:

@@ -39,7 +39,7 @@ def lstm(
         w_ih, w_hh, bias = ([contiguous(w) for w in each] for each in (w_ih, w_hh, bias))
     return backend(x).lstm(
         x=contiguous(x),
-        lengths=lengths_of(lengths, x),
+        lengths=lengths_of(lengths, x, len(x)),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
         w_ih=w_ih,
@@ -73,7 +73,7 @@ def lstm_backward(
         dh_n=None if dh_n is None else contiguous(dh_n),
         dc_n=None if dc_n is None else contiguous(dc_n),
         x=contiguous(x),
-        lengths=lengths_of(lengths, x),
+        lengths=lengths_of(lengths, x, len(x)),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
         w_ih=[contiguous(w) for w in w_ih],
@@ -159,7 +159,7 @@ def quantized_lstm(
     """`lstm` for inference, w_ih and w_hh from `pack_quantized(..., gates=True)`: y, h_n, c_n."""
     return _holder(w_ih[0]).quantized_lstm(
         x=contiguous(x),
-        lengths=lengths_of(lengths, x),
+        lengths=lengths_of(lengths, x, len(x)),
         h0=None if h0 is None else contiguous(h0),
         c0=None if c0 is None else contiguous(c0),
         w_ih=w_ih,
@@ -229,7 +229,7 @@ def attention(query: Array, key: Array, value: Array, lengths: Any = None, scale
         query=contiguous(query),
         key=contiguous(key),
         value=contiguous(value),
-        lengths=lengths_of(lengths, query),
+        lengths=lengths_of(lengths, query, len(key)),
         scale=float(scale),
     )
 
