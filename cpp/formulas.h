@@ -237,10 +237,3 @@ RHEME_FN void adamw_update(const A& a, typename S::V grad, typename S::V& param,
   const V denominator = S::fma(S::sqrt(v), S::set(a.root_correction), S::set(a.epsilon));
   param = S::fma(S::set(-a.step_size), m / denominator, param * S::set(a.decay));
 }
-
-// What an id weighs in a draw, a whole number below 2^44 + 1 after truncation; exact scaling. 0 where the logit is not a
-// number.
-template <class S>
-RHEME_FN typename S::V sample_weight(typename S::V exp_z) {
-  return S::select(exp_z == exp_z, exp_z, S::set(0)) * S::set(17592186044416.0f);
-}

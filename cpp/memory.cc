@@ -95,7 +95,6 @@ void* arena_allocate(size_t bytes) {
   *reinterpret_cast<int64_t*>(raw) = c;
   std::lock_guard<std::mutex> lock(a.mutex);
   a.total += rounded;
-  a.kept[c].reserve(a.kept[c].capacity() < 8 ? 8 : a.kept[c].capacity());
   return raw + kHeader;
 }
 

@@ -13,7 +13,6 @@ namespace {
 constexpr long kUnits = 16;  // per panel
 constexpr float kHiddenScale = 1.0f / 127.0f;
 
-// Rows by falling length (equal ones in order), dealt out to `groups` tasks a direction.
 // One direction of some rows through all their steps.
 template <class P>
 struct Sequence {

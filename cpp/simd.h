@@ -265,24 +265,6 @@ struct Lanes {
   static constexpr long N = kLanes / S::W;
   V v[N];
 
-  RHEME_FN Lanes set(T x) {
-    Lanes r;
-    for (long i = 0; i < N; ++i) r.v[i] = S::set(x);
-    return r;
-  }
-  RHEME_FN Lanes load(const T* p) {
-    Lanes r;
-    for (long i = 0; i < N; ++i) r.v[i] = S::load(p + i * S::W);
-    return r;
-  }
-  RHEME_FN Lanes load_part(const T* p, long n, T fill) {
-    Lanes r;
-    for (long i = 0; i < N; ++i) r.v[i] = S::load_part(p + i * S::W, n - i * S::W, fill);
-    return r;
-  }
-  RHEME_FN void store_part(T* p, Lanes x, long n) {
-    for (long i = 0; i < N; ++i) S::store_part(p + i * S::W, x.v[i], n - i * S::W);
-  }
   RHEME_FN void store(T* p, Lanes x) {
     for (long i = 0; i < N; ++i) S::store(p + i * S::W, x.v[i]);
   }
@@ -292,13 +274,6 @@ struct Lanes {
     for (long width = kLanes / 2; width >= 1; width /= 2)
       for (long i = 0; i < width; ++i) l[i] = l[i] + l[i + width];
     return l[0];
-  }
-  RHEME_FN T max(Lanes x) {
-    T l[kLanes];
-    store(l, x);
-    T m = l[0];
-    for (long i = 1; i < kLanes; ++i) m = m > l[i] ? m : l[i];
-    return m;
   }
 };
 

@@ -79,10 +79,6 @@ def sub_backward(dy: Array, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) 
     return reduce_to(dy, a_shape), neg(reduce_to(dy, b_shape))
 
 
-def mul_backward(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    return reduce_to(mul(dy, b), a.shape), reduce_to(mul(dy, a), b.shape)
-
-
 def div_backward(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
     da = div(dy, b)
     return reduce_to(da, a.shape), neg(reduce_to(mul(da, div(a, b)), b.shape))
