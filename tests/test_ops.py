@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import reference
-from op_cases import CASES, INFINITE, SIZES, cast
+from op_cases import CASES, SIZES, cast
 from rheme import _core, ops
 from rheme import functional as F
 
@@ -110,24 +110,6 @@ def test_special_values(op: str, isa: str, dtype: str) -> None:
     x = x[[0, 1, 3, 4]] if op == "relu" else x  # of NaN it makes NaN or 0: not said
     want = getattr(reference, op)(x=x.astype(np.float64)).astype(dtype)
     np.testing.assert_array_equal(getattr(_core, op)(x=x), want)
-
-
-@pytest.mark.parametrize("v", [40, 1000, 4096])
-def test_top_k_where_few_are_numbers(v: int, isa: str, dtype: str, rng: np.random.Generator) -> None:
-    x = np.full((4, v), np.nan, dtype)
-    for row, count in enumerate((0, 2, 3, 30)):
-        x[row, rng.permutation(v)[:count]] = rng.normal(size=count)
-    for k in (1, 4, 20):
-        for got, want in zip(_core.top_k(x=x, k=k), reference.top_k(x=x, k=k), strict=True):
-            np.testing.assert_array_equal(got, want)
-
-
-def test_cross_entropy_of_infinite_logits(isa: str, dtype: str) -> None:
-    given = {"logits": INFINITE[:4], "targets": np.array([1, 2, 0, 1]), "ignore_index": -1, "label_smoothing": 0.0}
-    loss, dlogits = _core.cross_entropy(**cast(given, dtype), save=True)
-    want, lse = reference.cross_entropy(**given, save=True)
-    close("loss", loss, want, dtype, 3)
-    close("dlogits", dlogits, reference.cross_entropy_backward(**given, dloss=np.ones(4), saved=lse), dtype, 3)
 
 
 # LSTM and cross-entropy: what backward needs is opaque, so forward and backward go together ----------------------------

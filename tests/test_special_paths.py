@@ -1,4 +1,4 @@
-"""What goes another way than the other sizes: results past the caches, one step of one row."""
+"""What goes another way than the other sizes and numbers: results past the caches, one step of one row, infinite logits."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import reference
-from op_cases import cast
+from op_cases import INFINITE, cast
 from rheme import _core
 from test_ops import close, lstm_arguments, run_cross_entropy, run_lstm
 
@@ -40,6 +40,24 @@ def test_cross_entropy_equals_reference(isa: str, dtype: str, rng: np.random.Gen
             np.testing.assert_array_equal(alone_loss[0], loss[row])
             alone = _core.cross_entropy_backward(**part, dloss=dloss[row : row + 1], saved=alone_saved)
             np.testing.assert_array_equal(alone[0], dlogits[row])
+
+
+@pytest.mark.parametrize("v", [40, 1000, 4096])
+def test_top_k_where_few_are_numbers(v: int, isa: str, dtype: str, rng: np.random.Generator) -> None:
+    x = np.full((4, v), np.nan, dtype)
+    for row, count in enumerate((0, 2, 3, 30)):
+        x[row, rng.permutation(v)[:count]] = rng.normal(size=count)
+    for k in (1, 4, 20):
+        for got, want in zip(_core.top_k(x=x, k=k), reference.top_k(x=x, k=k), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_cross_entropy_of_infinite_logits(isa: str, dtype: str) -> None:
+    given = {"logits": INFINITE[:4], "targets": np.array([1, 2, 0, 1]), "ignore_index": -1, "label_smoothing": 0.0}
+    loss, dlogits = _core.cross_entropy(**cast(given, dtype), save=True)
+    want, lse = reference.cross_entropy(**given, save=True)
+    close("loss", loss, want, dtype, 3)
+    close("dlogits", dlogits, reference.cross_entropy_backward(**given, dloss=np.ones(4), saved=lse), dtype, 3)
 
 
 def test_no_columns_or_no_units(isa: str, dtype: str, rng: np.random.Generator) -> None:
