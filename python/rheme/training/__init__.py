@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from rheme import nn
+from rheme import nn, storage
 from rheme.errors import InputError
-from rheme.training import checkpoints
+from rheme.training import checkpoints, curves
 from rheme.training.checkpoints import writing
 from rheme.training.config import FREE_ON_RESUME, TrainingConfig
 from rheme.training.progress import Echo
@@ -51,7 +51,7 @@ def train(
     Interrupted after Ctrl-C, RhemeError when the gradients stay infinite.
     """
     config = config or TrainingConfig()
-    out = Path(out)
+    out = out_folder(out)
     settings = {
         "task": task.name,
         "config": msgspec.to_builtins(task.config),
@@ -66,7 +66,7 @@ def train(
             clean(out)
             return dict(msgspec.json.decode((out / "metrics.json").read_bytes()))
     else:
-        _check_new(out)
+        check_new(out)
         if config.start_share and init is None and task.model is None:
             raise InputError(f"start_share = {config.start_share}: there is no model to begin with; give one (init, --init)")
         if not train_examples:
@@ -90,21 +90,38 @@ def train(
     return run.run(resume, finish)
 
 
-def _check_new(out: Path) -> None:
+def out_folder(out: str | Path) -> Path:
+    """The folder to train into. InputError for an empty name, which would be the working folder."""
+    if not str(out):
+        raise InputError("out is empty; give the folder of the new model")
+    return Path(out)
+
+
+def check_new(out: Path, held_out: Sequence[str] = ()) -> None:
+    """InputError when `out` holds a training, or a file that the new one (or its held-out examples) would overwrite."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder to train into")
-    for name in ("config.json", "model.safetensors", "training.json", "metrics.jsonl"):
+    for name in (storage.CONFIG, storage.WEIGHTS, "training.json", "metrics.jsonl"):
         if (out / name).exists():
             raise InputError(
                 f"{out} already holds a model or a training ({name}); give another folder, or resume it (--resume)"
             )
+    written = [storage.TOKENIZER, storage.GENERATION, storage.METRICS, storage.CARD, curves.NAME, "initial", *held_out]
+    for path in [*(out / name for name in written), *out.glob("checkpoint-*")]:
+        if path.exists():
+            raise InputError(f"{path}: the training would overwrite it; give another folder")
+
+
+def check_begun(out: Path) -> None:
+    """InputError when `out` holds no training to resume."""
+    if not (out / "training.json").exists():
+        raise InputError(f"{out}: no training to resume here (training.json is missing)")
 
 
 def _check_resume(out: Path, settings: dict[str, Any]) -> str | None:
     """Compare with the run in `out`; settings takes its `init`, which is returned."""
+    check_begun(out)
     path = out / "training.json"
-    if not path.exists():
-        raise InputError(f"{out}: no training to resume here (training.json is missing)")
     try:
         before = msgspec.json.decode(path.read_bytes())
         if before["task"] != settings["task"]:

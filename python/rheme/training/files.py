@@ -13,7 +13,7 @@ from rheme import ops
 from rheme.errors import InputError
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
-from rheme.training import TrainingConfig, _check_new, curves
+from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder
 from rheme.training import train as run
 from rheme.training.checkpoints import writing
 from rheme.training.progress import Echo
@@ -50,7 +50,7 @@ def train(
     Raises InputError for a mistake in a file, a setting or the folder; Interrupted after Ctrl-C: go on with ``resume=True``, or
     end the training there with ``finish=True``.
     """
-    cls, out = get_task(task), Path(out)
+    cls, out = get_task(task), out_folder(out)
     tell = echo or _to_stderr
     tables = read_config(config)
     for name, value in settings.items():
@@ -62,8 +62,11 @@ def train(
             raise InputError(f"{name} = {share}: must be from 0 to 0.5")
     ops.check_device(device)
     resume = resume or finish
-    if not resume:
-        _check_new(out)
+    if resume:
+        check_begun(out)
+    else:
+        shares = {"valid": 0.0 if valid is not None else valid_share, "test": test_share}
+        check_new(out, [f"{name}{cls.suffix}" for name, share in shares.items() if share])
     if init is not None:
         instance, fields = _start_from(cls, init, tables["task"], fields)
     else:
@@ -93,15 +96,19 @@ def train(
         raise InputError(f"of the {read} examples read none is left to train on: {hint}")
     card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
     created = not out.exists()
+    paths = {name: out / f"{name}{instance.suffix}" for name in held}
     try:
         for name, rows in held.items():
-            _write_held_out(instance, out / f"{name}{instance.suffix}", rows, resume)
+            _write_held_out(instance, paths[name], rows, resume)
         figures = run(
             instance, examples, held_out, out, training, resume=resume, finish=finish, echo=echo, card=card, device=device
         )
     except BaseException:
-        if created and not (out / "initial" / "config.json").exists() and not (out / "config.json").exists():
-            shutil.rmtree(out, ignore_errors=True)
+        if not (out / "training.json").exists():  # it never began
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+            if created:
+                shutil.rmtree(out, ignore_errors=True)
         raise
     with contextlib.suppress(InputError):  # without matplotlib there is no picture
         tell(f"learning curves: {curves.draw(out)}")
@@ -184,15 +191,16 @@ def _split_rule(valid: Any, valid_share: float, test_share: float, sides: int) -
 
 
 def _write_held_out(task: Task, path: Path, rows: list[Any], resume: bool) -> None:
-    """Write the held-out examples; on resuming, compare them: other files or shares would be another training."""
+    """Write the held-out examples; on resuming, only compare them: other files or shares would be another training."""
     new = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             task.write_examples(new, rows)
-            if resume and path.exists() and path.read_bytes() != new.read_bytes():
+            if not resume:
+                new.replace(path)
+            elif path.exists() and path.read_bytes() != new.read_bytes():
                 raise InputError(f"{path}: other examples are held out than before; give the same files and shares")
-            new.replace(path)
         finally:
             new.unlink(missing_ok=True)
 

@@ -1,0 +1,72 @@
+"""The folder that a training writes into: what it finds there stays, and one training at a time writes to it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rheme
+from rheme.errors import InputError
+
+SMALL: dict[str, Any] = {
+    "task": {"vocab_size": 300, "model": {"embedding_size": 8, "encoder_size": 8, "decoder_size": 8, "latent_size": 2}},
+    "train": {"max_steps": 2, "evaluate": False, "batch_tokens": 300},
+}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"The {a} saw the {b}.\n" for a in ("cat", "dog", "bird", "cow") for b in ("tree", "house", "sky")))
+    return path
+
+
+def train(texts: Path, out: str | Path, **options: Any) -> dict[str, Any]:
+    options = {"valid_share": 0.3, "config": SMALL, "echo": lambda line: None} | options
+    return rheme.train("generation", texts, out=out, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What is there ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "valid.tsv", "test.tsv", "metrics.json", "initial/notes", "checkpoint-7/notes"])
+def test_files_that_were_there_are_not_overwritten(texts: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    before = contents(out)
+    with pytest.raises(InputError, match=rf"{name.split('/')[0]}: the training would overwrite it"):
+        train(texts, out, test_share=0.2)
+    assert contents(out) == before
+
+
+def test_other_files_stay(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "valid.tsv").write_text("The cow saw the sky.\n")
+    (out / "notes").write_text("mine")
+    train(texts, out, valid=out / "valid.tsv")
+    assert (out / "valid.tsv").read_text() == "The cow saw the sky.\n"
+    assert (out / "notes").read_text() == "mine"
+
+
+def test_an_empty_name_is_no_folder(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="out is empty"):
+        train(texts, "")
+    assert not contents(Path())
+
+
+def test_a_refused_training_leaves_no_held_out_rows(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(InputError, match="no training to resume"):
+        train(texts, out, resume=True)
+    with pytest.raises(InputError, match="start_share"):
+        train(texts, out, start_share=0.5)
+    assert not contents(out)
