@@ -417,6 +417,14 @@ def test_batch_norm(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(norm.running_mean.data, before), "evaluation takes nothing in"
 
 
+def test_batch_norm_of_one_row_takes_nothing_in(rng: np.random.Generator) -> None:
+    norm = nn.BatchNorm(3)
+    norm(rng.standard_normal((7, 3)).astype(np.float32))  # such as the batches that training only measures its speed by
+    norm(rng.standard_normal((1, 3)).astype(np.float32))
+    norm.update()
+    assert norm.running_weight.item() == 0
+
+
 def test_batch_norm_gradient(rng: np.random.Generator) -> None:
     norm = nn.BatchNorm(3, deviation=0.6).astype(np.float64)
     weight = rng.standard_normal((7, 3))

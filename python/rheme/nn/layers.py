@@ -104,6 +104,8 @@ class BatchNorm(Module):
 
     def forward(self, x: Any) -> Tensor:
         x = F.as_tensor(x)
+        if self.training:
+            self._seen = None  # a batch of one row has no variance; `update` must not take an earlier batch's for it
         if self.training and x.shape[0] > 1:
             mean = F.mean(x, axis=0)
             off = F.sub(x, mean)
