@@ -82,13 +82,14 @@ def run(
     resume: bool = False,
     task: Task | None = None,
     train: list[Pair] | None = None,
+    valid: list[Pair] | None = None,
     finish: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     return training.train(
         task or new_task(),
         pairs(60) if train is None else train,
-        pairs(15, 1),
+        pairs(15, 1) if valid is None else valid,
         out,
         TrainingConfig(**SETTINGS | settings),
         resume=resume,
@@ -384,8 +385,10 @@ def test_resuming_with_something_else_is_refused(tmp_path: Path) -> None:
         run(out, resume=True, learning_rate=0.5)
     with pytest.raises(InputError, match="decoder_size"):
         run(out, resume=True, task=Reversal(Seq2SeqConfig(**MODEL | {"decoder_size": 5})))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="other training examples"):
-        run(out, resume=True, train=pairs(50))
+    swapped = [(source, target[::-1]) for source, target in pairs(60)]  # of the same sizes
+    for changed in ({"train": pairs(50)}, {"train": swapped}, {"valid": pairs(15, 2)}):
+        with pytest.raises(InputError, match="other training or validation examples"):
+            run(out, resume=True, **changed)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

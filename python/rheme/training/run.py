@@ -38,7 +38,7 @@ class Interrupted(RhemeError):  # noqa: N818
 
 
 class Position(msgspec.Struct, kw_only=True):
-    """Where a training stands: the numbers of a checkpoint. data: a hash of the items' sizes."""
+    """Where a training stands: the numbers of a checkpoint. data: a hash of the items to train and to validate on."""
 
     data: str
     step: int = 0
@@ -95,7 +95,7 @@ class Run:
         self.batches = token_batches(self.sizes, config.batch_tokens, config.seed, 0)
         self.total_steps = config.max_steps or config.max_epochs * len(self.batches)
         self.schedule = make_schedule(config, self.total_steps)
-        self.at = Position(data=hashlib.sha256(self.sizes.tobytes()).hexdigest())
+        self.at = Position(data=_hash(self.items, self.valid_items))
         self.average = {name: p.data.copy() for name, p in self.named.items()} if config.ema_decay else None
         self.start = {name: p.data.copy() for name, p in self.named.items()} if config.start_share else {}
         self.best: dict[str, Array] | None = None
@@ -375,7 +375,10 @@ class Run:
         except msgspec.ValidationError as error:
             raise InputError(f"{self.out}: the checkpoint is from another version of rheme: {error}") from None
         if position.data != self.at.data:
-            raise InputError(f"{self.out} cannot be resumed with other training examples than it began with")
+            raise InputError(
+                f"{self.out} cannot be resumed with other training or validation examples than it began with, "
+                "or under a version of rheme that encodes them in another way"
+            )
         self.at = position
         self.model.load_state_dict(part("model."))
         self.optimizer.load_state_dict(part("optimizer."))
@@ -466,6 +469,22 @@ def clean(out: Path) -> None:
     for path in [out / "initial", *out.glob(".*.tmp"), out / ".final"]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _hash(*parts: Sequence[Any]) -> str:
+    """A hash of the content of items, whatever they are made of."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            return [value.shape, value.tobytes()]
+        return getattr(value, "__dict__", type(value).__name__)  # a plugin's own class
+
+    digest, encoder = hashlib.sha256(), msgspec.msgpack.Encoder(enc_hook=plain)
+    for items in parts:
+        digest.update(len(items).to_bytes(8, "little"))
+        for item in items:
+            digest.update(encoder.encode(item))
+    return digest.hexdigest()
 
 
 def _step_seed(seed: int, step: int) -> int:
