@@ -1,5 +1,7 @@
 """The folder that a training writes into: what it finds there stays, and one training at a time writes to it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,18 @@ def test_a_refused_training_leaves_no_held_out_rows(texts: Path, tmp_path: Path)
     with pytest.raises(InputError, match="start_share"):
         train(texts, out, start_share=0.5)
     assert not contents(out)
+
+
+# Who listens -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redirection", ["2>&1 >&3 | head -1 >&3", "2>&-"])
+def test_a_training_that_nobody_listens_to_goes_on(texts: Path, tmp_path: Path, redirection: str) -> None:
+    settings = "task.vocab_size=300 task.model.encoder_size=8 task.model.decoder_size=8 train.max_steps=20 train.log_every=1"
+    command = f"{sys.executable} -m rheme train generation --train {texts} --out out --valid-share 0.3"
+    command += "".join(f" --set {setting}" for setting in settings.split())
+    script = f"set -o pipefail; exec 3>&1; {command} {redirection}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "config.json").exists()
+    assert done.stdout.count("\n") == redirection.count("head")

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rheme.text import readers
 from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder
 from rheme.training import train as run
 from rheme.training.checkpoints import writing
-from rheme.training.progress import Echo
+from rheme.training.progress import Echo, to_stderr
 
 TABLES = ("task", "train", "card")
 
@@ -51,7 +50,7 @@ def train(
     end the training there with ``finish=True``.
     """
     cls, out = get_task(task), out_folder(out)
-    tell = echo or _to_stderr
+    tell = echo or to_stderr
     tables = read_config(config)
     for name, value in settings.items():
         tables[_table_of(name, cls)][name] = value
@@ -203,7 +202,3 @@ def _write_held_out(task: Task, path: Path, rows: list[Any], resume: bool) -> No
                 raise InputError(f"{path}: other examples are held out than before; give the same files and shares")
         finally:
             new.unlink(missing_ok=True)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

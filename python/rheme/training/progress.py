@@ -17,8 +17,14 @@ Echo = Callable[[str], None]
 _PANEL_ROWS = 8  # validations in view
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def to_stderr(line: str) -> None:
+    """Tell a line. Where nobody reads it (`2>&1 | head`, `2>&-`), training goes on in silence."""
+    if sys.stderr is None:
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # what Python still holds for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def duration(seconds: float) -> str:
@@ -47,7 +53,7 @@ class Display:
         self._note = ""
 
     def __enter__(self) -> Self:
-        if self._echo is None and sys.stderr.isatty():
+        if self._echo is None and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -89,7 +95,7 @@ class Display:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            (self._echo or _to_stderr)(text)
+            (self._echo or to_stderr)(text)
 
     def inspection(self, step: int, shown: Mapping[str, str], note: str) -> None:
         """What the task found at a validation: a row of the panel; off a terminal a line."""
