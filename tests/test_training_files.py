@@ -9,6 +9,7 @@ import pytest
 
 import rheme
 from rheme.errors import InputError
+from rheme.training.checkpoints import locked
 
 SMALL: dict[str, Any] = {
     "task": {"vocab_size": 300, "model": {"embedding_size": 8, "encoder_size": 8, "decoder_size": 8, "latent_size": 2}},
@@ -72,6 +73,30 @@ def test_a_refused_training_leaves_no_held_out_rows(texts: Path, tmp_path: Path)
     with pytest.raises(InputError, match="start_share"):
         train(texts, out, start_share=0.5)
     assert not contents(out)
+
+
+# One at a time ---------------------------------------------------------------------------------------------------------------
+
+
+def test_one_training_at_a_time_writes_to_a_folder(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out):
+        (out / "training.json").write_text("{}")
+        for options in ({"resume": True}, {"finish": True}):
+            with pytest.raises(InputError, match="another training is writing to"):
+                train(texts, out, **options)
+    assert contents(out) == {"training.json": b"{}"}
+    with locked(out):
+        pass  # free again
+
+
+def test_a_folder_in_which_nothing_began_is_gone(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise InputError("mistake")
+
+    with pytest.raises(InputError), locked(tmp_path / "out"):
+        fail()
+    assert not (tmp_path / "out").exists()
 
 
 # Who listens -----------------------------------------------------------------------------------------------------------------

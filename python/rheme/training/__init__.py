@@ -47,18 +47,36 @@ def train(
     the other.
 
     The weights kept are those of the best validation loss (the average's, with ema_decay), or the last without validation
-    examples. Raises InputError for an unusable folder, a full disk or other settings than those of the run to resume,
-    Interrupted after Ctrl-C, RhemeError when the gradients stay infinite.
+    examples. Raises InputError for an unusable folder or one that another training writes to, a full disk or other settings
+    than those of the run to resume, Interrupted after Ctrl-C, RhemeError when the gradients stay infinite.
     """
-    config = config or TrainingConfig()
     out = out_folder(out)
+    with checkpoints.locked(out):
+        return train_locked(
+            task, train_examples, valid_examples, out, config or TrainingConfig(), resume, finish, init, echo, card, device
+        )
+
+
+def train_locked(
+    task: Any,
+    train_examples: Sequence[Any],
+    valid_examples: Sequence[Any],
+    out: Path,
+    config: TrainingConfig,
+    resume: bool = False,
+    finish: bool = False,
+    init: str | Path | None = None,
+    echo: Echo | None = None,
+    card: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """`train` within `checkpoints.locked(out)`."""
     settings = {
         "task": task.name,
         "config": msgspec.to_builtins(task.config),
         "training": msgspec.to_builtins(config),
         "init": None if init is None else str(init),
     }
-    created = not out.exists()
     resume = resume or finish
     if resume:
         init = _check_resume(out, settings)
@@ -73,7 +91,6 @@ def train(
             raise InputError("there is nothing to train on: no training examples")
     try:
         with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
             checkpoints.write_file(out / "training.json", msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
         _prepare(task, train_examples, out, config, resume, init)
         if device != "cpu":
@@ -84,8 +101,6 @@ def train(
             shutil.rmtree(out / "initial", ignore_errors=True)
             with contextlib.suppress(OSError):
                 (out / "training.json").unlink()
-            if created:
-                shutil.rmtree(out, ignore_errors=True)
         raise
     return run.run(resume, finish)
 

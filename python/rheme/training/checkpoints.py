@@ -5,6 +5,7 @@ arrays). It is written under another name, synced, then renamed; one whose hash 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -31,6 +32,35 @@ def writing(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"cannot write to {folder}: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder `out`, made where it is missing, for one training at a time; at the latest the process' end lets go.
+
+    A folder that it made is gone again after an exception, unless a training has begun in it.
+    """
+    with writing(out):
+        try:
+            out.mkdir(parents=True)
+            created = True
+        except FileExistsError:
+            created = False
+        handle = os.open(out, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another training is writing to {out}; let it end first, or give another folder") from None
+        try:
+            yield
+        except BaseException:
+            if created and not (out / "training.json").exists():
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,6 @@
 """``rheme.train``: from files and settings to a model folder. The command line calls the same function."""
 
 import contextlib
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from rheme import ops
 from rheme.errors import InputError
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
-from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder
-from rheme.training import train as run
-from rheme.training.checkpoints import writing
+from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder, train_locked
+from rheme.training.checkpoints import locked, writing
 from rheme.training.progress import Echo, to_stderr
 
 TABLES = ("task", "train", "card")
@@ -94,21 +92,21 @@ def train(
         hint = "give others for validation" if valid is not None else "give more, a file for validation, or a share of 0"
         raise InputError(f"of the {read} examples read none is left to train on: {hint}")
     card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
-    created = not out.exists()
     paths = {name: out / f"{name}{instance.suffix}" for name in held}
-    try:
-        for name, rows in held.items():
-            _write_held_out(instance, paths[name], rows, resume)
-        figures = run(
-            instance, examples, held_out, out, training, resume=resume, finish=finish, echo=echo, card=card, device=device
-        )
-    except BaseException:
-        if not (out / "training.json").exists():  # it never began
-            for path in paths.values():
-                path.unlink(missing_ok=True)
-            if created:
-                shutil.rmtree(out, ignore_errors=True)
-        raise
+    with locked(out):
+        if not resume:
+            check_new(out, [path.name for path in paths.values()])  # another training may have come first
+        try:
+            for name, rows in held.items():
+                _write_held_out(instance, paths[name], rows, resume)
+            figures = train_locked(
+                instance, examples, held_out, out, training, resume=resume, finish=finish, echo=echo, card=card, device=device
+            )
+        except BaseException:
+            if not (out / "training.json").exists():  # it never began
+                for path in paths.values():
+                    path.unlink(missing_ok=True)
+            raise
     with contextlib.suppress(InputError):  # without matplotlib there is no picture
         tell(f"learning curves: {curves.draw(out)}")
     return figures
@@ -193,7 +191,6 @@ def _write_held_out(task: Task, path: Path, rows: list[Any], resume: bool) -> No
     """Write the held-out examples; on resuming, only compare them: other files or shares would be another training."""
     new = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             task.write_examples(new, rows)
             if not resume:
