@@ -75,6 +75,21 @@ def test_a_refused_training_leaves_no_held_out_rows(texts: Path, tmp_path: Path)
     assert not contents(out)
 
 
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"license": 5}, "card: Expected `str`, got `int`"),
+        ({"licence": "MIT"}, r"unknown setting 'licence' \(did you mean 'lic"),
+    ],
+)
+def test_mistakes_in_the_card_are_found_before_training(texts: Path, tmp_path: Path, card: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(texts, tmp_path / "out", config=SMALL | {"card": card})
+    with pytest.raises(InputError, match=message):
+        rheme.training.train(None, [], [], tmp_path / "out", card=card)
+    assert not (tmp_path / "out").exists()
+
+
 # One at a time ---------------------------------------------------------------------------------------------------------------
 
 

@@ -352,12 +352,28 @@ def _sync(folder: Path) -> None:
 # The card --------------------------------------------------------------------------------------------------------------------
 
 
-def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any], card: Mapping[str, Any]) -> str:
-    """README.md with the hub's YAML header.
+class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What can be said of a model besides its figures and settings.
 
-    card: pipeline_tag, languages, title, description, license, datasets (names), data (where the text is from), attribution,
-    split (how validation was cut), metrics (names for the header), limits (what it cannot do).
+    datasets: names. data: where the text is from. split: how validation was cut. metrics: names for the header. limits: what
+    it cannot do.
     """
+
+    pipeline_tag: str = ""
+    languages: list[str] = []
+    title: str = ""
+    description: str = ""
+    license: str = ""
+    datasets: list[str] = []
+    data: str = ""
+    attribution: str = ""
+    split: str = ""
+    metrics: list[str] = []
+    limits: str = ""
+
+
+def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """README.md with the hub's YAML header. card: fields of `Card`."""
     task = manifest["task"]
     head: list[str] = ["---", "library_name: rheme"]
 

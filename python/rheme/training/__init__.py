@@ -15,6 +15,7 @@ import msgspec
 
 from rheme import nn, storage
 from rheme.errors import InputError
+from rheme.tasks import configure
 from rheme.training import checkpoints, curves
 from rheme.training.checkpoints import writing
 from rheme.training.config import FREE_ON_RESUME, TrainingConfig
@@ -43,14 +44,15 @@ def train(
     validation) and training.json (the settings, resolved). resume: go on from the last checkpoint in `out`, to the very
     weights an uninterrupted run gives; examples and settings must be the same. finish: end it at that checkpoint instead, with
     the best weights so far. init: a model folder to fine-tune. echo: gets each line that is told; by default a progress bar on
-    a terminal, else lines on stderr. card: for the model card. device: "cpu" or "cuda"; a checkpoint of one can be resumed on
-    the other.
+    a terminal, else lines on stderr. card: of the model card (`storage.Card`). device: "cpu" or "cuda"; a checkpoint of
+    one can be resumed on the other.
 
     The weights kept are those of the best validation loss (the average's, with ema_decay), or the last without validation
     examples. Raises InputError for an unusable folder or one that another training writes to, a full disk or other settings
     than those of the run to resume, Interrupted after Ctrl-C, RhemeError when the gradients stay infinite.
     """
     out = out_folder(out)
+    card = msgspec.to_builtins(configure(storage.Card, card or {}, "card"))
     with checkpoints.locked(out):
         return train_locked(
             task, train_examples, valid_examples, out, config or TrainingConfig(), resume, finish, init, echo, card, device

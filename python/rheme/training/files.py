@@ -9,6 +9,7 @@ import msgspec
 
 from rheme import ops
 from rheme.errors import InputError
+from rheme.storage import Card
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
 from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder, train_locked
@@ -53,6 +54,7 @@ def train(
     for name, value in settings.items():
         tables[_table_of(name, cls)][name] = value
     training = configure(TrainingConfig, {**cls.training, **tables["train"]}, "train")
+    described = msgspec.to_builtins(configure(Card, tables["card"], "card"))
     valid_share = cls.valid_share if valid_share is None else valid_share
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if not 0 <= share <= 0.5:
@@ -91,7 +93,7 @@ def train(
     if not examples:
         hint = "give others for validation" if valid is not None else "give more, a file for validation, or a share of 0"
         raise InputError(f"of the {read} examples read none is left to train on: {hint}")
-    card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | tables["card"]
+    card = {"split": _split_rule(valid, valid_share, test_share, instance.sides)} | described
     paths = {name: out / f"{name}{instance.suffix}" for name in held}
     with locked(out):
         if not resume:
