@@ -231,13 +231,20 @@ def test_a_share_of_the_first_weights_is_kept(tmp_path: Path, uninterrupted: Pat
 
 
 def test_gradients_that_stay_infinite_end_the_training(tmp_path: Path) -> None:
+    taken_in: list[Any] = []  # by the model, such as the statistics of its normalisation
+
     class Broken(Reversal):
+        def build(self) -> None:
+            super().build()
+            self.model.on_gradients = lambda step, total_steps: taken_in.append(step)
+
         def loss(self, items: Sequence[Pair], step_seed: int) -> Any:
             total, count, info = super().loss(items, step_seed)
             return total * float("nan"), count, info
 
     with pytest.raises(RhemeError, match="lower learning_rate"):
         run(tmp_path / "model", task=Broken(Seq2SeqConfig(**MODEL)))  # type: ignore[arg-type]
+    assert not taken_in
 
 
 # Kills -----------------------------------------------------------------------------------------------------------------------
@@ -334,6 +341,27 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path, uninterrupted: Path, step: i
     run(out, resume=True)
     assert_same_weights(out, uninterrupted)
     assert journal(out) == journal(uninterrupted)
+
+
+def test_figures_that_are_not_finite(tmp_path: Path) -> None:
+    class Odd(Interrupting):
+        bad_validations = 0
+
+        def loss(self, items: Sequence[Pair], step_seed: int) -> Any:
+            total, count, info = super().loss(items, step_seed)
+            bad = not self.model.training and self.bad_validations
+            return total * float("nan") if bad else total, count, {**info, "odd": float("nan")}
+
+    first, second = Odd(Seq2SeqConfig(**MODEL)), Odd(Seq2SeqConfig(**MODEL))  # type: ignore[arg-type]
+    first.at_step, first.bad_validations, second.at_step = 13, True, -100
+    with pytest.raises(Interrupted):
+        run(tmp_path / "model", task=first)
+    assert run(tmp_path / "model", task=second, resume=True)["best_step"] in (20, 24), "not the one at step 10"
+    assert [entry["valid_loss"] is None for entry in journal(tmp_path / "model") if "valid_loss" in entry] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_an_interrupted_training_can_end_there(tmp_path: Path, uninterrupted: Path) -> None:

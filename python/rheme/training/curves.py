@@ -21,7 +21,7 @@ def draw(folder: str | Path) -> Path:
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{folder / 'metrics.jsonl'}: no learning curve to draw ({error})") from None
     trained = [entry for entry in entries if "loss" in entry]
-    validated = [entry for entry in entries if "valid_loss" in entry]
+    validated = [entry for entry in entries if entry.get("valid_loss") is not None]  # null: it was not finite
     if not trained:
         raise InputError(f"{folder / 'metrics.jsonl'}: no learning curve to draw")
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")

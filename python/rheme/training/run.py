@@ -168,12 +168,14 @@ class Run:
             self.batches = token_batches(self.sizes, config.batch_tokens, config.seed, at.epoch)
         if math.isfinite(norm):
             at.skipped = 0
-            at.window_loss += loss
-            at.window_count += count
             at.window_norm += norm
             at.window_items += len(batch)
+            if math.isfinite(loss):  # a checkpoint's JSON has no NaN
+                at.window_loss += loss
+                at.window_count += count
             for name, value in info.items():
-                at.window_info[name] = at.window_info.get(name, 0.0) + float(value) * len(batch)
+                if math.isfinite(value):
+                    at.window_info[name] = at.window_info.get(name, 0.0) + float(value) * len(batch)
         else:
             at.skipped += 1
             if at.skipped >= _MAX_SKIPPED:
@@ -200,7 +202,9 @@ class Run:
         norm = 0.0
         if update:
             on_gradients = getattr(self.model, "on_gradients", None)
-            if on_gradients is not None:
+            grads = [p.grad for p in self.named.values() if p.grad is not None]
+            # a step without a finite gradient changes nothing, the model's own statistics neither
+            if on_gradients is not None and math.isfinite(ops.global_norm(grads)):
                 on_gradients(step, self.total_steps)
             self.optimizer.learning_rate = config.learning_rate * self.schedule(step)
             norm = self.optimizer.step(max_norm=config.max_norm or None)
@@ -257,7 +261,8 @@ class Run:
         loss_per_unit = total / max(units, 1)
         at.validated = at.step
         inspection = self._inspect()
-        better = inspection.keep and (at.best_loss is None or loss_per_unit < at.best_loss)
+        finite = math.isfinite(loss_per_unit)
+        better = finite and inspection.keep and (at.best_loss is None or loss_per_unit < at.best_loss)
         if better:
             at.best_loss, at.best_step, at.bad = loss_per_unit, at.step, 0
             self._keep(self._result())
