@@ -343,6 +343,13 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path, uninterrupted: Path, step: i
     assert journal(out) == journal(uninterrupted)
 
 
+def test_log_every_can_be_given_anew(tmp_path: Path) -> None:
+    interrupt(tmp_path / "model", step=8)
+    run(tmp_path / "model", resume=True, log_every=2)
+    logged = [entry["step"] for entry in journal(tmp_path / "model") if "loss" in entry]
+    assert logged == [5, 9, 11, 13, 15, 17, 19, 21, 23, 24]
+
+
 def test_figures_that_are_not_finite(tmp_path: Path) -> None:
     class Odd(Interrupting):
         bad_validations = 0

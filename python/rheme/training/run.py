@@ -187,7 +187,7 @@ class Run:
         if self.average is not None and at.step % config.ema_every == 0:
             self._update_average()
         self.display.step(at.step)
-        if at.window_steps == config.log_every or at.step == self.total_steps:
+        if at.window_steps >= config.log_every or at.step == self.total_steps:
             self._log_window()
 
     def _gradients(self, items: list[Any], step: int, update: bool) -> tuple[tuple[float, int, dict[str, float]], float]:
