@@ -390,6 +390,24 @@ def test_an_interrupted_training_can_end_there(tmp_path: Path, uninterrupted: Pa
         run(tmp_path / "early", finish=True)
 
 
+def test_a_model_that_cannot_be_finished_is_not_saved(tmp_path: Path) -> None:
+    class Unfit(Reversal):
+        def finish(self, train: Sequence[Any], valid: Sequence[Any]) -> None:
+            raise InputError("nothing to fit to")
+
+    class Unmeasured(Reversal):
+        def evaluate(self, examples: Sequence[Pair], **options: Any) -> dict[str, float | str]:
+            raise InputError("nothing to measure")
+
+    out = tmp_path / "model"
+    with pytest.raises(InputError, match="nothing to fit to"):
+        run(out, task=Unfit(Seq2SeqConfig(**MODEL)))  # type: ignore[arg-type]
+    assert not (out / "config.json").exists()
+    metrics = run(out, resume=True, task=Unmeasured(Seq2SeqConfig(**MODEL)))  # type: ignore[arg-type]
+    assert metrics["steps"] == 24
+    assert (out / "config.json").exists()
+
+
 # Mistakes --------------------------------------------------------------------------------------------------------------------
 
 

@@ -435,18 +435,14 @@ class Run:
         metrics: dict[str, Any] = {"steps": at.step, "epochs": at.epochs}
         if at.best_loss is not None:
             metrics |= {"valid_loss": at.best_loss, "best_step": at.best_step}
-        evaluate = self.config.evaluate and len(self.valid_examples) > 0
         found: dict[str, Any] = {}
         self._checkpoint()  # what follows may take long
         self._hold(weights)
         self.model.eval()
         try:
             self.task.finish(self.train_examples, self.valid_examples)
-            if evaluate:
-                self.task.calibrate(self.valid_examples)
-                found = self.task.evaluate(self.valid_examples)
-        except InputError as error:
-            self.display.line(f"the final evaluation was left out: {error}")
+            if self.config.evaluate and len(self.valid_examples):
+                found = self._evaluate()
         except KeyboardInterrupt:
             raise Interrupted("interrupted in the final evaluation; to go on: the same command with --resume") from None
         metrics |= found
@@ -466,6 +462,15 @@ class Run:
             self.display.line(f"on the validation examples: {told}")
         self.display.line(f"done: {self.out}")
         return metrics
+
+    def _evaluate(self) -> dict[str, Any]:
+        """The task's own figures, or none where it cannot be measured on these examples."""
+        try:
+            self.task.calibrate(self.valid_examples)
+            return dict(self.task.evaluate(self.valid_examples))
+        except InputError as error:
+            self.display.line(f"the final evaluation was left out: {error}")
+            return {}
 
 
 def clean(out: Path) -> None:
