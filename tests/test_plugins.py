@@ -213,6 +213,22 @@ def test_classifier_in_a_pipeline_and_a_search(learn: Any) -> None:
     assert cross_val_score(model, X, Y, cv=2, error_score="raise").mean() > 0.6
 
 
+def test_parameters_of_numpy(learn: Any) -> None:
+    """As a search over distributions draws them."""
+    numbers = {name: np.asarray(value)[()] for name, value in QUICK.items()}
+    assert {"max_epochs", "learning_rate"} <= numbers.keys()
+    model = learn.TextClassifier(**QUICK | {"max_epochs": 1}).fit(X, Y)
+    same = learn.TextClassifier(**numbers | {"max_epochs": np.int64(1), "char_ngrams": np.array([2, 5])}).fit(X, Y)
+    assert np.array_equal(same.predict_proba(X), model.predict_proba(X))
+    drawn = [
+        learn.TextClassifier(**QUICK | {"max_epochs": 1, "random_state": np.random.RandomState(seed)}).fit(X, Y)
+        for seed in (1, 1, 2)
+    ]
+    a, b, c = (model.predict_proba(X) for model in drawn)
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
 def test_classifier_of_several_labels(learn: Any) -> None:
     texts = [f"{a} {b}" for a in FRUIT for b in ANIMALS] + FRUIT + ANIMALS
     target = np.array([[int(any(w in text.split() for w in names)) for names in (FRUIT, ANIMALS)] for text in texts])

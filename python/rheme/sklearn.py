@@ -1,15 +1,17 @@
 """scikit-learn's way to the tasks: `TextClassifier` labels texts, `TextEncoder` turns them into codes and back.
 
 Both can be cloned, searched over, pickled, and put at the end of a pipeline that ends in texts. Needs scikit-learn, the extra
-`sklearn`. The same data, parameters and random_state give the same model.
+`sklearn`. The same data, parameters and random_state (an int, a RandomState, or None for 0) give the same model.
 """
 
+import numbers
 import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ from rheme.training import TrainingConfig, train
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+    from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import type_of_target
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
@@ -45,6 +48,24 @@ def _texts(X: Any) -> list[str]:
     return list(values)
 
 
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters without NumPy's numbers, such as a search draws them."""
+
+    def number(value: Any) -> Any:
+        if not isinstance(value, np.generic):
+            raise InputError(f"parameters: {value!r} is no number or text")
+        return value.item()
+
+    return dict(msgspec.to_builtins(values, enc_hook=number))
+
+
+def _seed(random_state: Any) -> int:
+    """None counts as 0, so that the same data and parameters give the same model; a RandomState is drawn from."""
+    if random_state is None or isinstance(random_state, numbers.Integral):
+        return int(random_state or 0)
+    return int(check_random_state(random_state).randint(2**31))
+
+
 class _TextEstimator(BaseEstimator):  # type: ignore[misc]
     """What both share: training into a folder that is gone afterwards, and pickling as the files of a model folder."""
 
@@ -56,14 +77,14 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
             "learning_rate": self.learning_rate,
             "batch_tokens": self.batch_tokens,
             "ema_decay": self.ema_decay,
-            "seed": self.random_state or 0,
+            "seed": _seed(self.random_state),
             "warmup_steps": 50,
             "patience": 0,
             "evaluate": True,
             "checkpoint_every_seconds": 1e9,
             "save_dtype": "float32",
         }
-        config = configure(TrainingConfig, settings, "parameters")
+        config = configure(TrainingConfig, _plain(settings), "parameters")
         train_part, valid_part = task.split(examples, self.validation_fraction)
         if not train_part:
             train_part, valid_part = examples, []
@@ -128,7 +149,7 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         batch_tokens: int = 1000,
         ema_decay: float = 0.0,
         validation_fraction: float = 0.1,
-        random_state: int | None = None,
+        random_state: Any = None,
         init: str | None = None,
     ) -> None:
         self.hidden_size = hidden_size
@@ -175,20 +196,22 @@ class TextClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise ValueError("the labels are all the same: a classifier needs two classes")
         cls = get_task("semantic-analysis")
-        settings = {
-            "multi_label": self.multilabel_,
-            "label_smoothing": self.label_smoothing,
-            "class_weights": 1.0 if self.class_weight == "balanced" else 0.0,
-            "max_features": self.max_features,
-            "word_ngrams": self.word_ngrams,
-            "char_ngrams": tuple(self.char_ngrams),
-            "opening_words": self.opening_words,
-            "refit": self.refit,
-        }
-        shape = {"hidden_size": self.hidden_size, "embedding_size": self.embedding_size}
+        settings = _plain(
+            {
+                "multi_label": self.multilabel_,
+                "label_smoothing": self.label_smoothing,
+                "class_weights": 1.0 if self.class_weight == "balanced" else 0.0,
+                "max_features": self.max_features,
+                "word_ngrams": self.word_ngrams,
+                "char_ngrams": tuple(self.char_ngrams),
+                "opening_words": self.opening_words,
+                "refit": self.refit,
+            }
+        )
         if self.init is None:
-            model = {"dropout": self.dropout, **shape}
-            task = cls(configure(cls.Config, {**settings, "vocab_size": self.vocab_size, "model": model}, "parameters"))
+            shape = {"hidden_size": self.hidden_size, "embedding_size": self.embedding_size, "dropout": self.dropout}
+            sizes = _plain({"vocab_size": self.vocab_size, "model": shape})
+            task = cls(configure(cls.Config, settings | sizes, "parameters"))
         else:
             task = cls.restore(self.init)
             fresh = cls.Config()
@@ -238,7 +261,7 @@ class TextEncoder(TransformerMixin, _TextEstimator):  # type: ignore[misc]
         batch_tokens: int = 1500,
         ema_decay: float = 0.0,
         validation_fraction: float = 0.05,
-        random_state: int | None = None,
+        random_state: Any = None,
     ) -> None:
         self.latent_size = latent_size
         self.hidden_size = hidden_size
@@ -265,7 +288,7 @@ class TextEncoder(TransformerMixin, _TextEstimator):  # type: ignore[misc]
             "free_bits_over": "batch",
             "dropout": self.dropout,
         }
-        task = cls(configure(cls.Config, {"vocab_size": self.vocab_size, "model": model}, "parameters"))
+        task = cls(configure(cls.Config, _plain({"vocab_size": self.vocab_size, "model": model}), "parameters"))
         with tempfile.TemporaryDirectory() as folder:
             self._train(task, list(dict.fromkeys(_texts(X))), folder)
         if self.task_.metrics.get("active_units") == 0:
