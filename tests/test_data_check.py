@@ -103,6 +103,10 @@ def test_a_training_tells_of_bad_rows_and_draws_its_curves(pairs: Path, tmp_path
     assert told[-1] == f"learning curves: {tmp_path / 'm' / curves.NAME}"
     picture = (tmp_path / "m" / curves.NAME).read_bytes()
     assert picture.startswith(b"\x89PNG")
+    (tmp_path / "m" / curves.NAME).unlink()
+    (tmp_path / "m" / curves.NAME).mkdir()
+    with pytest.raises(InputError, match="cannot be written"):  # as on a full disk: a finished training must not fail by it
+        curves.draw(tmp_path / "m")
     (tmp_path / "m" / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="no learning curve to draw"):
         curves.draw(tmp_path / "m")

@@ -203,3 +203,4 @@ def test_a_picture(living: Path, tmp_path: Path) -> None:
     assert (living / "training.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["doctor", str(living), "--plot", str(tmp_path / "x.png")]) == 0
     assert (tmp_path / "x.png").exists()
+    assert main(["doctor", str(living), "--plot", str(tmp_path / "x.foo")]) == 2, "no format of pictures"

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conformance": {"tasks", "training", "storage", "autograd"},
     "sklearn": {"tasks", "training", "latent"},
     "metrics": ARRAYS | {"text"},
-    "training": LOOPS | {"tasks"},
+    "training": LOOPS | {"tasks", "pictures"},
     "transfer": LOOPS,
     "latent": LOOPS | {"pictures", "transfer"},
     "doctor": LOOPS | {"pictures"},

@@ -139,7 +139,10 @@ def report(figures: Mapping[str, Any], diagnosis: Diagnosis) -> str:
 
 
 def draw(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
-    """The figures of the validations over the steps as a picture; None without matplotlib, or without figures of a code."""
+    """The figures of the validations over the steps as a picture; None without matplotlib, or without figures of a code.
+
+    InputError where the picture cannot be written.
+    """
     seen = [entry for entry in history if "kl" in entry]
     if not seen:
         return None
@@ -166,5 +169,5 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
     figure.suptitle(f"at the end: {seen[-1].get('state', 'not diagnosed')}")
-    figure.savefig(str(path), dpi=110)
+    pictures.save(figure, path)
     return Path(path)

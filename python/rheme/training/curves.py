@@ -4,18 +4,19 @@ from pathlib import Path
 
 import msgspec
 
+from rheme import pictures
 from rheme.errors import InputError
 
 NAME = "learning-curves.png"
 
 
 def draw(folder: str | Path) -> Path:
-    """Draw ``folder/metrics.jsonl`` as ``folder/learning-curves.png``. InputError without matplotlib or without a curve."""
+    """Draw ``folder/metrics.jsonl`` as ``folder/learning-curves.png``.
+
+    InputError without matplotlib, without a curve, or where it cannot be written.
+    """
     folder = Path(folder)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("drawing learning curves needs matplotlib: pip install 'rheme[plot]'") from None
+    figure = pictures.figure(7, 4)
     try:
         entries = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     except (OSError, msgspec.DecodeError) as error:
@@ -24,7 +25,6 @@ def draw(folder: str | Path) -> Path:
     validated = [entry for entry in entries if entry.get("valid_loss") is not None]  # null: it was not finite
     if not trained:
         raise InputError(f"{folder / 'metrics.jsonl'}: no learning curve to draw")
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot([entry["step"] for entry in trained], [entry["loss"] for entry in trained], label="training", color="tab:blue")
     if validated:
@@ -41,5 +41,5 @@ def draw(folder: str | Path) -> Path:
     rate.set_ylabel("learning rate (dotted)")
     axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
-    figure.savefig(folder / NAME)
+    pictures.save(figure, folder / NAME)
     return folder / NAME
