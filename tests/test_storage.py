@@ -161,6 +161,24 @@ def test_foreign_folders(tmp_path: Path) -> None:
         storage.load(tmp_path / "o")
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"files": {"model.safetensors": 5}}, "Expected `object`, got `int`"),
+        ({"files": None}, "Expected `object`, got `null`"),
+        ({"files": {}}, r"model\.safetensors is missing"),
+        ({"files": {"model.safetensors": {"size": "1", "sha256": ""}}}, "Expected `int`, got `str`"),
+        ({"weights": [1]}, "Expected `object`, got `array`"),
+        ({"config": []}, "Expected `object`, got `array`"),
+    ],
+)
+def test_a_damaged_config(tmp_path: Path, damage: dict[str, Any], message: str) -> None:
+    folder = save(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_bytes()) | damage))
+    with pytest.raises(InputError, match=message):
+        storage.load(folder)
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")

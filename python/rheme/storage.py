@@ -180,6 +180,22 @@ def scale_of(arrays: Mapping[str, Any], name: str) -> Any:
 # Folders ---------------------------------------------------------------------------------------------------------------------
 
 
+class _File(msgspec.Struct):
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct):
+    """The types of what is read from config.json."""
+
+    files: dict[str, _File]
+    weights: dict[str, tuple[str, list[int]]]
+    config: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    dtype: str = "float32"
+    precision: str = "float32"
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a model folder. InputError when it is none."""
     path = Path(folder) / CONFIG
@@ -192,6 +208,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a model of rheme")
     if config.get("format") != FORMAT:
         raise InputError(f"{path}: format {config.get('format')!r}, but this rheme reads {FORMAT}; install another version")
+    try:
+        msgspec.convert(config, _Manifest)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: damaged: {error}") from None
     return config
 
 
@@ -199,23 +219,23 @@ def verify(folder: str | Path) -> dict[str, Any]:
     """Check a model folder against its manifest, without loading it: sizes, hashes, the weights' header. Returns its config."""
     folder = Path(folder)
     config = read_config(folder)
-    files = config.get("files")
-    if not isinstance(files, dict) or WEIGHTS not in files:
-        raise InputError(f"{folder / CONFIG}: its list of files is missing")
-    for name, expected in files.items():
+    manifest = msgspec.convert(config, _Manifest)
+    if WEIGHTS not in manifest.files:
+        raise InputError(f"{folder / CONFIG}: {WEIGHTS} is missing from its list of files")
+    for name, expected in manifest.files.items():
         if name not in (WEIGHTS, TOKENIZER):
             raise InputError(f"{folder / CONFIG}: unknown file {name!r}")
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path}: missing")
-        if path.stat().st_size != expected.get("size"):
-            raise InputError(f"{path}: {path.stat().st_size} bytes, {expected.get('size')} expected; copy the folder again")
+        if path.stat().st_size != expected.size:
+            raise InputError(f"{path}: {path.stat().st_size} bytes, {expected.size} expected; copy the folder again")
         if name == WEIGHTS:
-            found = {key: [dtype, list(shape)] for key, (dtype, shape) in check_arrays(path).items()}
-            if found != config.get("weights"):
+            found = {key: (dtype, list(shape)) for key, (dtype, shape) in check_arrays(path).items()}
+            if found != manifest.weights:
                 raise InputError(f"{path}: its arrays are not those that {CONFIG} lists")
         with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected.get("sha256"):
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
                 raise InputError(f"{path}: changed since it was written (SHA-256 differs); copy the folder again")
     return config
 
