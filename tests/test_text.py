@@ -47,6 +47,19 @@ def test_columns_by_number(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", "a\tb\tc\nd\te\tf\n")
     assert readers.read_records(path, ["3", "1"], given=True) == [("c", "a"), ("f", "d")]
     assert readers.read_records(path, ["text"]) == [("a",), ("d",)]
+    with pytest.raises(InputError, match="--fields 1,0: columns are counted from 1"):
+        readers.read_records(path, ["1", "0"], given=True)
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tsv", "\ntarget\tid\tsource\nSalut !\t1\tHi.\n")
+    other = write(tmp_path / "y.tsv", "source\ttarget\nGo.\tVa !\n")
+    for named in (True, False):
+        assert readers.read_records([path, other], PAIR, given=named) == [("Hi.", "Salut !"), ("Go.", "Va !")]
+    with pytest.raises(InputError, match=r"x\.tsv:2:1: no column 'nosuch', 'thing'; there are: target, id, source "):
+        readers.read_records(path, ["nosuch", "thing"], given=True)
+    with pytest.raises(InputError, match=r"y\.tsv:1: the file is empty"):
+        readers.read_records(write(other, "source\ttarget\n"), PAIR, given=True)
 
 
 def test_parallel_files(tmp_path: Path) -> None:

@@ -272,6 +272,11 @@ def test_reading_pairs(translator: Any, tmp_path: Path) -> None:
     assert translator.read(tmp_path / "x.tsv") == [("Hi.", "Salut !"), ("Hi.", "Bonjour !")]
     (tmp_path / "y.tsv").write_text("Salut !\tHi.\n")
     assert translator.read(tmp_path / "y.tsv", ["fr", "en"]) == [("Hi.", "Salut !")]
+    (tmp_path / "y.tsv").write_text("fr\ten\nSalut !\tHi.\n")
+    for fields in (["fr", "en"], ["en", "fr"], None):
+        assert translator.read(tmp_path / "y.tsv", fields) == [("Hi.", "Salut !")]
+    with pytest.raises(InputError, match="no column 'nosuch', 'thing'; there are: fr, en"):
+        translator.read(tmp_path / "y.tsv", ["nosuch", "thing"])
     (tmp_path / "x.jsonl").write_text('{"en": "Hi.", "fr": "Salut !"}\n')
     (tmp_path / "y.jsonl").write_text('{"source": "Hi.", "target": "Salut !"}\n')
     assert translator.read(tmp_path / "x.jsonl") == translator.read(tmp_path / "y.jsonl") == [("Hi.", "Salut !")]

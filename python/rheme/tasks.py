@@ -82,7 +82,7 @@ class Task:
 
     name: ClassVar[str]
     Config: ClassVar[type[msgspec.Struct]]  # the model's sizes and the data's settings, all with defaults
-    fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, in order, or keys of a JSON line
+    fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, by name or in order, or keys of a JSON line
     suffix: ClassVar[str] = ".tsv"  # of the files that write_examples writes
     sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
     adaptable: ClassVar[tuple[str, ...]] = ()  # settings that a training from another model does not take from it

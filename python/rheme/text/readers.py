@@ -76,23 +76,18 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def named_columns(path: str | Path, fields: Sequence[str]) -> list[str] | None:
-    """The numbers of the columns that a TSV's first line names so; None where it is no such file."""
-    if _kind(path) == "jsonl" or str(path) == "-":
-        return None
-    names = next(iter(read_lines(path)), "").split("\t")
-    found = [names.index(field) + 1 for field in fields if field in names and not field.isdecimal()]
-    return [str(number) for number in found] if len(found) == len(fields) else None
-
-
 def read_tsv(path: str | Path, columns: Sequence[int], notes: Notes | None = None) -> list[tuple[str, ...]]:
     """The given columns (counted from 0) of each line, separated by tabs; others are ignored, blank lines skipped.
 
     notes: gets the place of each row, and of each with an empty column, which is passed over; without it that is an error.
     """
+    return _rows(path, read_lines(path), columns, notes)
+
+
+def _rows(path: str | Path, lines: Sequence[str], columns: Sequence[int], notes: Notes | None) -> list[tuple[str, ...]]:
     needed = max(columns) + 1
     rows: list[tuple[str, ...]] = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         cells = line.split("\t")
@@ -109,6 +104,29 @@ def read_tsv(path: str | Path, columns: Sequence[int], notes: Notes | None = Non
         if notes is not None:
             notes.places.append(f"{path}:{number}")
     return rows
+
+
+def _read_named(path: str | Path, fields: Sequence[str], given: bool, notes: Notes | None) -> list[tuple[str, ...]]:
+    """The fields of a TSV: by number where given so, by the names in its first line, or, unless given, in order."""
+    lines = read_lines(path)
+    first = next((row for row, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        return []
+    if given and all(field.isdecimal() for field in fields):
+        columns = [int(field) - 1 for field in fields]
+        if min(columns) < 0:
+            raise InputError(f"--fields {','.join(fields)}: columns are counted from 1")
+        return _rows(path, lines, columns, notes)
+    names = [name.strip() for name in lines[first].split("\t")]
+    if unknown := [field for field in fields if field not in names]:
+        if given:
+            raise InputError(
+                f"{path}:{first + 1}:1: no column {', '.join(map(repr, unknown))}; there are: {', '.join(names)[:60]} "
+                "(choose with --fields: names of the first line, or numbers from 1)"
+            )
+        return _rows(path, lines, range(len(fields)), notes)
+    lines[first] = ""
+    return _rows(path, lines, [names.index(field) for field in fields], notes)
 
 
 def _pass_over(where: str, why: str, notes: Notes | None) -> None:
@@ -244,9 +262,10 @@ def read_records(
     """Rows of ``len(fields)`` strings from one file or several of the same kind.
 
     By the ends of their names (before .gz): .jsonl (the fields by name); otherwise, with several fields, as many files as
-    fields that are not .tsv are parallel, and anything else is TSV (the fields in order, or columns by number, from 1); with
-    one field, lines. given: the fields were named by the user. notes: gets the place of each row of several fields, and of
-    each that lacks one, which is passed over; without it that is an error.
+    fields that are not .tsv are parallel, and anything else is TSV (the columns that its first line names so, or
+    those in order); with one field, lines. given: the fields were named by the user, and must be there; columns also by
+    number, from 1. notes: gets the place of each row of several fields, and of each that lacks one, which is passed over;
+    without it that is an error.
     """
     names = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not names:
@@ -255,8 +274,6 @@ def read_records(
     if len(kinds) > 1:
         raise InputError(f"files of different kinds: {', '.join(str(name) for name in names)}")
     kind = kinds.pop()
-    numbers = given and all(field.isdecimal() and int(field) > 0 for field in fields)
-    columns = [int(field) - 1 for field in fields] if numbers else list(range(len(fields)))
     rows: list[tuple[str, ...]] = []
     if kind == "text" and len(fields) > 1 and len(names) == len(fields):
         rows = read_parallel(names, notes)
@@ -267,7 +284,7 @@ def read_records(
             elif len(fields) == 1 and kind == "text":
                 part = [(line.strip(),) for line in read_lines(name) if line.strip()]
             else:
-                part = read_tsv(name, columns, notes)
+                part = _read_named(name, fields, given, notes)
             if not part:
                 raise InputError(f"{name}:1: the file is empty")
             rows.extend(part)

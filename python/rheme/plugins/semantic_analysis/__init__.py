@@ -85,9 +85,7 @@ class SemanticAnalysis(Task):
         separator = self.config.separator if self.config.multi_label else None
         rows: list[tuple[str, ...]] = []
         for path in [paths] if isinstance(paths, str | Path) else paths:
-            numbers = readers.named_columns(path, fields) if fields is not None else None
-            part = readers.read_records(path, numbers or fields or wanted, fields is not None, list_separator=separator)
-            rows += part[1:] if numbers else part
+            rows += readers.read_records(path, fields or wanted, fields is not None, list_separator=separator)
         if self.config.objective == "similarity":
             for row in rows:
                 _score(row[2])

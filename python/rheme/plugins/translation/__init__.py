@@ -99,7 +99,9 @@ class Translation(Task):
 
     def _rows(self, paths: Any, fields: Sequence[str] | None, notes: readers.Notes | None) -> list[tuple[str, str]]:
         if fields is not None:
-            rows = readers.read_records(paths, fields, given=True, notes=notes)
+            # language codes say the order of the columns, whether or not a first line has them
+            given = sorted(fields) != sorted(self.config.languages)
+            rows = readers.read_records(paths, fields, given, notes=notes)
             if list(fields) == self.config.languages[::-1]:
                 rows = [(second, first) for first, second in rows]
         else:
