@@ -87,13 +87,15 @@ def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
 def stdin_batches() -> Iterator[list[str]]:
     """Lines of stdin as they come: what one read gave, at most _ROWS at a time."""
     stream: Any = sys.stdin.buffer
-    rest, number = b"", 0
+    parts: list[bytes] = []  # of a line that has not ended: joined once, as a long line comes in many
+    number = 0
     while True:
         data = stream.read1(1 << 16)
-        lines = (rest + data).split(b"\n")
-        rest = lines.pop() if data else b""
-        if not data and lines[-1:] == [b""]:
-            lines.pop()
+        parts.append(data)
+        if data and b"\n" not in data:
+            continue
+        lines = b"".join(parts).split(b"\n")
+        parts = [lines.pop()] if data or not lines[-1] else []
         texts = []
         for line in lines:
             number += 1
