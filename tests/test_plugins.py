@@ -1,5 +1,6 @@
 """The plugin author's way: from an empty folder to an installed, checked task with an op of its own; scikit-learn's way."""
 
+import ast
 import json
 import os
 import pickle
@@ -101,6 +102,15 @@ def test_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, package: Path
     assert main(["plugins", "check", "translatoin"]) == 2
     assert "no task is called 'translatoin' (did you mean 'translation'?)" in capsys.readouterr().err
     assert main(["plugins", "check", "translation", "--data", "nowhere.tsv"]) == 2
+
+
+@pytest.mark.parametrize("name", ["model", "config", "result", "task", "tensor", "input-error", "none"])
+def test_a_task_hides_no_name_of_its_module(name: str, tmp_path: Path) -> None:
+    assert main(["plugins", "new", name, "--out", str(tmp_path)]) == 0
+    tree = ast.parse((tmp_path / f"rheme_{name.replace('-', '_')}.py").read_text())
+    names = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names += [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    assert len(names) == len(set(names))
 
 
 BROKEN = {

@@ -10,6 +10,9 @@ import click
 
 from rheme.errors import InputError
 
+# what the new module defines and imports: a class of such a name would hide it
+_TAKEN = {"Config", "InputError", "Model", "Result", "Task", "Tensor"}
+
 
 @click.group("plugins")
 def plugins_command() -> None:
@@ -33,7 +36,7 @@ def new_command(name: str, out: str | None) -> None:
         )
     module = f"rheme_{name.replace('-', '_')}"
     class_name = "".join(part.capitalize() for part in name.split("-"))
-    if keyword.iskeyword(class_name):
+    if keyword.iskeyword(class_name) or class_name in _TAKEN:
         class_name += "Task"
     folder = Path(out or f"rheme-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
