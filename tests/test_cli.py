@@ -218,6 +218,42 @@ def test_a_reader_that_leaves(model: Path) -> None:
     assert not done.stderr
 
 
+def shell(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of bash with `rheme` in it."""
+    rheme = f'rheme() {{ {sys.executable} -m rheme "$@"; }}; '
+    return subprocess.run(["bash", "-c", rheme + script], capture_output=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.parametrize("command", ["tasks", "--help", "info --help"])
+def test_a_reader_that_leaves_early_is_no_failure(command: str) -> None:
+    done = shell(f"(sleep 0.1; rheme {command}; echo $? >&2) | true")
+    assert done.stderr == b"0\n"
+
+
+def test_closed_streams(model: Path) -> None:
+    done = shell(f"rheme translate --model {model} --to fr - <&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = shell(f"rheme train generation --train - --out {model}-new <&-")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, b"rheme: -:1: the file is empty")
+    done = shell("rheme --version >&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shell("rheme tasks nonsense 2>&-").returncode == 2
+
+
+def test_output_is_utf8_in_every_locale(model: Path) -> None:
+    done = shell(f"rheme translate --model {model} --to fr 你好", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "你好" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("command", ["info", "tasks --check", "translate --to fr a"])
+def test_an_instruction_set_that_is_not_there(command: str) -> None:
+    done = shell(f"rheme {command}", RHEME_ISA="bogus")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"rheme: RHEME_ISA=bogus can't be had here")
+    assert done.stderr.count(b"\n") == 1
+
+
 # Training and evaluating -----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ stranger's; ``rheme --help`` lists them from metadata alone.
 
 import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -127,6 +128,8 @@ def rheme(ctx: click.Context, version: bool) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line. 0: done; 1: failed; 2: the user's mistake, told in one line on stderr."""
+    _prepare_streams()
+    stdout = sys.stdout
     try:
         code = rheme.main(args=args, prog_name="rheme", standalone_mode=False)
         sys.stdout.flush()
@@ -141,10 +144,16 @@ def main(args: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RhemeError as error:
         return _fail(str(error), 1)
-    except BrokenPipeError:
-        # the reader has enough (such as head); what Python still holds for it goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader has enough (such as head). Click tells of it by replacing sys.stdout and exiting with 1.
+        if isinstance(error, SystemExit) and sys.stdout is stdout:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python still holds for it goes nowhere
         return 0
+    except ImportError as error:
+        if "RHEME_ISA" not in str(error):
+            raise
+        return _fail(str(error), 2)  # the core, which cannot have the instruction set asked for
     except OSError as error:
         if error.errno is None:
             raise
@@ -153,6 +162,15 @@ def main(args: list[str] | None = None) -> int:
         return _fail(f"{place}{error.strerror}", 2 if user else 1)
     except MemoryError:
         return _fail("out of memory; smaller batches or a smaller model need less", 1)
+
+
+def _prepare_streams() -> None:
+    """A closed stream (``<&-``) is an empty one; output is UTF-8, as all input is, whatever the locale says."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # a file's name may be no UTF-8
 
 
 def _fail(message: str, code: int) -> int:
