@@ -254,6 +254,13 @@ def test_an_instruction_set_that_is_not_there(command: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+def test_interrupted_before_it_began(tmp_path: Path) -> None:
+    """A click whose import is interrupted stands in for Ctrl-C while the command line is imported."""
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    done = shell("rheme tasks", PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 # Training and evaluating -----------------------------------------------------------------------------------------------------
 
 
