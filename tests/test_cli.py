@@ -166,6 +166,24 @@ def test_translate(capsys: Captured, model: Path) -> None:
     assert captured.err.startswith("rheme: warning: ")
 
 
+def test_bytes_that_are_no_utf8(capsys: Captured, model: Path) -> None:
+    """In arguments and in options: each becomes a question mark."""
+    command = ["translate", "--model", str(model), "--to", "fr", "--json"]
+    assert main([*command, "--forbid", "\udcff", "--prefix", "Le \udcff", "The \udcff."]) == 0
+    assert json.loads(capsys.readouterr().out)["source"] == "The ?."
+    assert main(["latent", "mix", "--steps", "2", "\udcff", "b"]) == 0
+    for option in ("--prompt", "--like", "--require"):
+        assert main(["generate", "--n", "1", "--max-new-tokens", "3", option, "\udcff"]) == 0
+
+
+def test_numbers_out_of_range(capsys: Captured, data: Path, tmp_path: Path) -> None:
+    huge = "99999999999999999999"
+    for command in (["translate", "--to", "fr", "a"], train(data, tmp_path / "m"), ["doctor"]):
+        assert "--threads" in fails(capsys, 2, *command, "--threads", huge)
+    assert "--seed" in fails(capsys, 2, "latent", "encode", "a", "--samples", "1", "--seed", huge)
+    assert f"no tokenizer of {huge}" in fails(capsys, 2, *train(data, tmp_path / "m", "--set", f"task.vocab_size={huge}"))
+
+
 def test_translate_stdin(capsys: Captured, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"The {word}." for word, _ in WORDS] * 20
     lines[3] = ""

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from rheme.cli.writing import inputs, model_options, open_task
+from rheme.cli.writing import TEXT, inputs, model_options, open_task
 from rheme.errors import InputError
 
 
 @click.command("analyze")
-@click.argument("texts", nargs=-1, metavar="TEXT…|-")
+@click.argument("texts", nargs=-1, type=TEXT, metavar="TEXT…|-")
 @click.option("--similar", is_flag=True, help="How similar two texts are: give A and B, or - for stdin, A TAB B a line.")
 @click.option("--neighbours", type=click.Path(), metavar="FILE", help="The lines of a file nearest to each text.")
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many neighbours.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rheme.cli.writing import chosen, model_options, open_task, stdin_batches
+from rheme.cli.writing import TEXT, chosen, model_options, open_task, stdin_batches
 from rheme.errors import InputError
 
 
@@ -22,7 +22,7 @@ def questions_of(questions: tuple[str, ...], contexts: tuple[str, ...]) -> Itera
     elif "-" in questions:
         raise InputError("- stands alone: the questions are on the command line or on stdin")
     else:
-        yield [question.encode("utf-8", "replace").decode("utf-8") for question in questions]
+        yield list(questions)
 
 
 def _record(result: Any, contexts: tuple[str, ...]) -> dict[str, Any]:
@@ -37,11 +37,13 @@ def _record(result: Any, contexts: tuple[str, ...]) -> dict[str, Any]:
 
 
 @click.command("answer")
-@click.argument("questions", nargs=-1, metavar="QUESTION…|-")
+@click.argument("questions", nargs=-1, type=TEXT, metavar="QUESTION…|-")
 @click.option("--context", "contexts", multiple=True, required=True, metavar="FILE|-", help="A text; may be given again.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Answers shown, the best first.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="No answer below this probability that there is one; 0: always.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other option, such as max_answer_words=5.")
+@click.option(
+    "--set", "settings", multiple=True, type=TEXT, metavar="NAME=VALUE", help="Any other option, such as max_answer_words=5."
+)
 @model_options
 def answer_command(
     questions: tuple[str, ...],

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rheme.cli.writing import inputs, model_options, open_task
+from rheme.cli.writing import TEXT, inputs, model_options, open_task, threads_option
 from rheme.errors import InputError
 
 
@@ -39,9 +39,9 @@ def latent_command() -> None:
 
 
 @latent_command.command("encode")
-@click.argument("texts", nargs=-1, metavar="TEXT…|-")
+@click.argument("texts", nargs=-1, type=TEXT, metavar="TEXT…|-")
 @click.option("--samples", type=click.IntRange(min=0), default=0, show_default=True, help="Draws instead of the mean.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @model_options
 def encode(
     texts: tuple[str, ...],
@@ -98,8 +98,8 @@ def decode(file: str, model: str | None, as_json: bool, device: str, threads: in
 
 
 @latent_command.command("mix")
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", type=TEXT, metavar="A")
+@click.argument("second", type=TEXT, metavar="B")
 @click.option("--steps", type=click.IntRange(min=2), default=7, show_default=True, help="Sentences, both ends included.")
 @click.option("--spherical", is_flag=True, help="Along the great circle instead of the straight line.")
 @model_options
@@ -119,7 +119,7 @@ def mix(
 
 
 @latent_command.command("walk")
-@click.argument("text")
+@click.argument("text", type=TEXT)
 @click.option("--dim", type=click.IntRange(min=0), required=True, help="The dimension that changes.")
 @click.option("--steps", type=click.IntRange(min=2), default=7, show_default=True)
 @click.option("--reach", type=float, default=2.0, show_default=True, help="From minus this to this.")
@@ -140,7 +140,7 @@ def walk(
 
 
 @latent_command.command("neighbours")
-@click.argument("text")
+@click.argument("text", type=TEXT)
 @click.option("--in", "file", required=True, metavar="FILE", help="Texts to look in, one a line.")
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True)
 @model_options
@@ -160,7 +160,7 @@ def neighbours(
 
 
 @latent_command.command("direction")
-@click.argument("texts", nargs=-1, metavar="[TEXT…|-]")
+@click.argument("texts", nargs=-1, type=TEXT, metavar="[TEXT…|-]")
 @click.option("--from", "from_file", required=True, metavar="FILE", help="Texts without the attribute, one a line.")
 @click.option("--to", "to_file", required=True, metavar="FILE", help="Texts with it, one a line.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="How far; 1: from mean to mean.")
@@ -226,7 +226,7 @@ def map_(
 
 
 @latent_command.command("score")
-@click.argument("texts", nargs=-1, metavar="TEXT…|-")
+@click.argument("texts", nargs=-1, type=TEXT, metavar="TEXT…|-")
 @model_options
 def score(texts: tuple[str, ...], model: str | None, as_json: bool, device: str, threads: int | None) -> None:
     """How usual texts are to the model: nats, the share of validation sentences that are less so, and a flag."""
@@ -247,7 +247,7 @@ def score(texts: tuple[str, ...], model: str | None, as_json: bool, device: str,
 @click.argument("model_folder", required=False, metavar="[MODEL]")
 @click.option("--data", "data_files", multiple=True, metavar="FILE", help="Sentences to examine it on.")
 @click.option("--plot", type=click.Path(), help="A picture of the training's figures (of its metrics.jsonl).")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads (default: what the machine grants).")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object.")
 def doctor_command(
     model_folder: str | None, data_files: tuple[str, ...], plot: str | None, threads: int | None, as_json: bool

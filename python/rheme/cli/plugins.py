@@ -8,6 +8,7 @@ from string import Template
 
 import click
 
+from rheme.cli.writing import TEXT
 from rheme.errors import InputError
 
 # what the new module defines and imports: a class of such a name would hide it
@@ -55,7 +56,9 @@ def new_command(name: str, out: str | None) -> None:
 @click.argument("name")
 @click.option("--data", type=click.Path(), help="Examples to try it on (default: the task's samples).")
 @click.option("--steps", type=click.IntRange(min=2), default=40, show_default=True, help="Steps of training.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="A setting, such as task.model.hidden_size=32.")
+@click.option(
+    "--set", "settings", multiple=True, type=TEXT, metavar="A.B=C", help="A setting, such as task.model.hidden_size=32."
+)
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
 def check_command(name: str, data: str | None, steps: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Try every promise of a task on an installed one."""

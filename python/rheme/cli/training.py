@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rheme.cli.writing import chosen, decoding_options, model_options, open_task
+from rheme.cli.writing import TEXT, chosen, decoding_options, model_options, open_task, threads_option
 from rheme.errors import InputError
 
 
@@ -47,13 +47,13 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
 @click.option("--finish", is_flag=True, help="End the training in --out at its last checkpoint: the best weights so far.")
 @click.option("--config", "config_file", type=click.Path(), help="TOML file with tables task, train and card.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="One setting, such as train.max_epochs=3.")
+@click.option("--set", "settings", multiple=True, type=TEXT, metavar="A.B=C", help="One setting, such as train.max_epochs=3.")
 @click.option("--valid-share", type=float, help="Share held out without --valid (default: the task's, mostly 0.02).")
 @click.option("--test-share", type=float, default=0.0, show_default=True, help="Share cut off as test.tsv.")
 @click.option("--clean", is_flag=True, help="Leave out the rows that the data check finds doubtful.")
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed, the same weights.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads (default: what the machine grants).")
+@threads_option
 def train_command(
     task: str,
     train_files: tuple[str, ...],

@@ -13,10 +13,23 @@ _ROWS = 512  # lines of stdin answered together, at most
 _GIVEN = ("self", "inputs", "examples")  # arguments of a task's methods that are no options
 
 
+class _Text(click.types.StringParamType):
+    """Arguments and options that are text: a byte that is not UTF-8 becomes a question mark."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+TEXT = _Text()
+
+
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads (default: what the machine grants).")
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that runs a model."""
     for option in (
-        click.option("--threads", type=click.IntRange(min=1), help="Threads (default: what the machine grants)."),
+        threads_option,
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--json", "as_json", is_flag=True, help="A JSON object a line."),
         click.option("--model", type=click.Path(), help="A model folder instead of the bundled model."),
@@ -28,7 +41,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of decoding that are set often, and --set for the others."""
     for option in (
-        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other option of decoding."),
+        click.option("--set", "settings", multiple=True, type=TEXT, metavar="NAME=VALUE", help="Any other option of decoding."),
         click.option("--temperature", type=float, help="0: the most probable piece at each step."),
         click.option("--max-new-tokens", type=click.IntRange(min=1), help="Pieces of an answer, at most."),
         click.option("--num-beams", type=click.IntRange(min=1), help="Hypotheses kept side by side."),
@@ -40,8 +53,8 @@ def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def constraint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Words that a text must not hold, or must."""
     for option in (
-        click.option("--require", multiple=True, metavar="TEXT", help="A word or phrase that must be; may be given again."),
-        click.option("--forbid", multiple=True, metavar="TEXT", help="A word or phrase not to be written; may be given again."),
+        click.option("--require", multiple=True, type=TEXT, help="A word or phrase that must be; may be given again."),
+        click.option("--forbid", multiple=True, type=TEXT, help="A word or phrase not to be written; may be given again."),
     ):
         command = option(command)
     return command
@@ -120,17 +133,17 @@ def inputs(texts: tuple[str, ...]) -> Iterator[list[str]]:
     if texts == ("-",):
         yield from stdin_batches()
     else:
-        yield [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        yield list(texts)
 
 
 @click.command("translate")
-@click.argument("texts", nargs=-1, metavar="TEXT…|-")
+@click.argument("texts", nargs=-1, type=TEXT, metavar="TEXT…|-")
 @click.option("--to", help="Language to translate into, such as fr.")
 @click.option("--from", "from_", help="Language of the texts (default: found for each one).")
 @click.option("--num-return-sequences", type=click.IntRange(min=1), help="Alternatives shown with --json.")
 @click.option("--glossary", metavar="FILE", help="TSV: a term, and what a translation of a text with it must hold.")
 @constraint_options
-@click.option("--prefix", help="How each translation begins.")
+@click.option("--prefix", type=TEXT, help="How each translation begins.")
 @decoding_options
 @model_options
 def translate_command(
@@ -186,9 +199,9 @@ def translate_command(
 @click.command("generate")
 @click.option("--n", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same sentences.")
-@click.option("--prompt", help="How each sentence begins.")
+@click.option("--prompt", type=TEXT, help="How each sentence begins.")
 @constraint_options
-@click.option("--like", metavar="TEXT", help="Variations of a sentence; --temperature says how far from it (default 1).")
+@click.option("--like", type=TEXT, help="Variations of a sentence; --temperature says how far from it (default 1).")
 @decoding_options
 @model_options
 def generate_command(

@@ -90,7 +90,7 @@ class Tokenizer:
                     minloglevel=2,
                 )
                 return cls(model.getvalue())
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:  # a ValueError: it is no int of C
                 smaller = _largest_possible(str(error), size)
                 if smaller is None:
                     raise InputError(
