@@ -253,6 +253,9 @@ def test_generation_round_trip(writer: Any, tmp_path: Path) -> None:
     assert _same(loaded.generate(3, seed=5), writer.generate(3, seed=5))
     figures = loaded.evaluate(SENTENCES[:9])
     assert {"neg_elbo", "kl", "active_units", "distinct_of_20"} <= set(figures)
+    for draws in ("foo", -3, 1.5):
+        with pytest.raises(InputError, match="importance_samples must be 0 or a whole number above"):
+            loaded.evaluate(SENTENCES[:9], importance_samples=draws)
 
 
 def test_generation_reads_lines_and_columns(writer: Any, tmp_path: Path) -> None:

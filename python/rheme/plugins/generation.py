@@ -418,7 +418,9 @@ class Generation(Task):
         items = self._whole(examples)
         if not items:
             raise InputError("no sentence to evaluate on")
-        report = evaluation.evaluate_vae(self.model, items, importance_samples=int(importance_samples))
+        if not isinstance(importance_samples, int) or importance_samples < 0:
+            raise InputError(f"importance_samples must be 0 or a whole number above, not {importance_samples!r}")
+        report = evaluation.evaluate_vae(self.model, items, importance_samples=importance_samples)
         figures: dict[str, float | str] = {
             name: value for name, value in report.to_dict().items() if isinstance(value, (int, float))
         }
