@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from rheme import cli, nn, tasks
-from rheme.cli import main, writing
+from rheme.cli import analyzing, main, writing
 
 SMALL = ["--set", "task.vocab_size=330", "--set", "task.model.embedding_size=8", "--set", "task.model.encoder_size=8"]
 SMALL += ["--set", "task.model.decoder_size=8", "--set", "train.max_epochs=1", "--set", "train.batch_tokens=300"]
@@ -164,6 +165,15 @@ def test_translate(capsys: Captured, model: Path) -> None:
     captured = capsys.readouterr()
     assert captured.out == rows[0]["text"] + "\n"
     assert captured.err.startswith("rheme: warning: ")
+
+
+def test_pairs_of_stdin_are_counted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["a\tb"] * 1100 + ["no pair"]
+    stdin(monkeypatch, "\n".join(lines).encode())
+    fake = SimpleNamespace(similarity=lambda pairs: [0.5] * len(pairs))
+    monkeypatch.setattr(analyzing, "open_task", lambda *args, **options: fake)
+    assert main(["analyze", "--similar", "-"]) == 2
+    assert capsys.readouterr().err == "rheme: -:1101:8: two texts divided by a tab are expected\n"
 
 
 def test_bytes_that_are_no_utf8(capsys: Captured, model: Path) -> None:

@@ -65,12 +65,14 @@ def _line(result: Any) -> str:
 
 
 def _compare(task: Any, texts: tuple[str, ...], as_json: bool) -> None:
-    for number, batch in enumerate(inputs(texts) if texts == ("-",) else [["\t".join(t.replace("\t", " ") for t in texts)]]):
+    number = 0
+    for batch in inputs(texts) if texts == ("-",) else [["\t".join(t.replace("\t", " ") for t in texts)]]:
         pairs = []
-        for place, line in enumerate(batch, 1):
+        for line in batch:
+            number += 1
             first, tab, second = line.partition("\t")
             if not tab:
-                raise InputError(f"-:{place if number == 0 else '?'}:{len(line) + 1}: two texts divided by a tab are expected")
+                raise InputError(f"-:{number}:{len(line) + 1}: two texts divided by a tab are expected")
             pairs.append((first, second))
         for (first, second), score in zip(pairs, task.similarity(pairs), strict=True):
             row = {"text_a": first, "text_b": second, "similarity": score}
