@@ -307,6 +307,7 @@ def test_a_map(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["encode", " "], "empty"),
         (["neighbours", "Hello.", "--in", "missing.txt"], "missing.txt"),
         (["decode", "codes.jsonl"], "codes.jsonl:1"),
+        (["decode", "deep.jsonl"], "deep.jsonl:1: not JSON: "),
         (["mix", "a"], "Missing argument"),
         (["direction", "--from", "texts.txt", "--to", "texts.txt", "--keep", "-1", "A."], "keep = -1.0: must be at least 0"),
         (["direction", "--from", "texts.txt", "--to", "texts.txt", "--keep", "much", "A."], "--keep"),
@@ -322,12 +323,21 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "codes.jsonl").write_text('{"text": "no code"}\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "texts.txt").write_text("Hello.\n")
     assert main(["latent", *arguments, "--model", str(folder)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("rheme: ")
     assert said.count("\n") == 1
     assert message in said
+
+
+def test_doctor_looks_for_the_journal_before_it_examines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks.get_task("generation"), "examine", lambda *_: pytest.fail("examined first"))
+    assert main(["doctor", str(folder), "--plot", "x.png"]) == 2
+    assert "metrics.jsonl: no figures of a training to draw" in capsys.readouterr().err
 
 
 def test_a_language_model_has_no_latent_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,7 @@ def test_an_answer_in_other_words_is_for_evaluation_only() -> None:
     ("name", "text", "message"),
     [
         ("x.json", "{", "not JSON"),
+        ("x.json", '{"x": ' + "[" * 100_000, "not JSON"),
         ("x.json", '{"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}', "not SQuAD's JSON.*context"),
         ("x.json", '{"data": []}', "no questions"),
         ("x.json", json.dumps(squad([{"id": "7", "question": "?", "answers": [{"text": "Rome"}]}])), "1 of 1.*7.*'Rome'"),

@@ -94,6 +94,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("x.tsv", "a\tb\n".encode("utf-16"), r"x\.tsv:1:1: UTF-16"),
         ("x.tsv.gz", gzip.compress(b"a\tb\n" * 99)[:-9], r"not a whole gzip file"),
         ("x.jsonl", b'{"source": "a", "target": "b"}\n{"source": oops}\n', r"x\.jsonl:2:\d+: not JSON"),
+        ("x.jsonl", b"\n" + b"[" * 100_000, r"x\.jsonl:2:1: not JSON: .*recursion"),
         ("x.jsonl", b"[1]\n", r"x\.jsonl:1:1: not a JSON object"),
         ("x.jsonl", b'{"source": "a"}\n', r"x\.jsonl:1:1: no field 'target'; there are: source"),
         ("x.jsonl", b'{"source": "a", "target": ["b"]}\n', r"the field 'target' is not text"),

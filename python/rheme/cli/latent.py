@@ -74,7 +74,7 @@ def _codes(path: str) -> Iterator[list[float]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not JSON: {error}") from None
         if isinstance(value, dict):
             value = value.get("z", value.get("mu"))
@@ -261,11 +261,11 @@ def doctor_command(
     examine = getattr(task, "examine", None)
     if examine is None:
         raise InputError(f"{model_folder}: a model for {task.name!r} has no latent code of sentences to examine")
+    journal = Path(model_folder or "") / "metrics.jsonl"
+    if plot and not (model_folder and journal.exists()):
+        raise InputError(f"{journal}: no figures of a training to draw")
     figures, diagnosis = examine(task.read(list(data_files)) if data_files else None)
     if plot:
-        journal = Path(model_folder or "") / "metrics.jsonl"
-        if not model_folder or not journal.exists():
-            raise InputError(f"{journal}: no figures of a training to draw")
         history = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         if doctor.draw([entry for entry in history if "valid_loss" in entry], plot) is None:
             raise InputError(f"{plot}: nothing drawn: there are no figures of a code, or matplotlib is missing (rheme[plot])")

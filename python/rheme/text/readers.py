@@ -179,7 +179,7 @@ def read_jsonl(
             continue
         try:
             record = decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise InputError(f"{path}:{number}:{_byte_column(line, str(error))}: not JSON: {error}") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}:1: not a JSON object")

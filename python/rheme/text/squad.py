@@ -89,7 +89,7 @@ def _read_json(name: str | Path) -> list[QuestionExample]:
         file = msgspec.json.decode(text, type=_File)
     except msgspec.ValidationError as error:
         raise InputError(f"{name}: not SQuAD's JSON: {error}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f"{name}: not JSON: {error}") from None
     return [
         QuestionExample(
