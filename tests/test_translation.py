@@ -304,6 +304,9 @@ def test_evaluation(translator: Any) -> None:
     assert set(figures) >= {"pairs", "bleu_en-fr", "chrf_en-fr", "bleu_signature_en-fr"}
     assert "tok:13a" in figures["bleu_signature_en-fr"]
     assert "case:mixed" in figures["bleu_signature_en-fr"]
+    assert "tok:none" in translator.evaluate(PAIRS[:3], to="fr", num_beams=1, tokenize="none")["bleu_signature_en-fr"]
+    with pytest.raises(InputError, match="tokenize = 'moses': one of 13a, intl, zh, char, none"):
+        translator.evaluate(PAIRS[:3], tokenize="moses")
     assert {name.rpartition("_")[2] for name in translator.evaluate(PAIRS[:2], num_beams=1)} == {
         "pairs",
         "en-fr",

@@ -261,10 +261,13 @@ class Confusion:
 # Translations -----------------------------------------------------------------------------------------------------------------
 
 
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # of sacreBLEU's, those that need nothing else
+
+
 def bleu_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = "13a") -> dict[str, float | str]:
     """bleu and chrf of the corpus, with sacreBLEU's signatures (Post 2018). All predictions have as many references.
 
-    Raises InputError without sacrebleu (the extra `eval`).
+    tokenize: one of `TOKENIZERS`. Raises InputError without sacrebleu (the extra `eval`).
     """
     try:
         from sacrebleu.metrics import BLEU, CHRF
@@ -274,7 +277,7 @@ def bleu_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], t
     if len({len(wanted) for wanted in references}) > 1:
         raise ValueError("bleu_chrf: give each prediction the same number of references")
     streams = [list(stream) for stream in zip(*references, strict=True)]
-    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    bleu, chrf = BLEU(tokenize=tokenize, force=tokenize == "none"), CHRF()  # else it warns of tokenised text
     return {
         "bleu": bleu.corpus_score(list(predictions), streams).score,
         "chrf": chrf.corpus_score(list(predictions), streams).score,

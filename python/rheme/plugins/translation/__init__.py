@@ -552,12 +552,17 @@ class Translation(Task):
     # Measuring -------------------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, examples: Sequence[tuple[str, str]], against: Sequence[str] | None = None, **options: Any
+        self,
+        examples: Sequence[tuple[str, str]],
+        against: Sequence[str] | None = None,
+        tokenize: str | None = None,
+        **options: Any,
     ) -> dict[str, float | str]:
         """BLEU and chrF, with sacreBLEU's signatures (cased, one reference); for each direction unless ``to`` is given.
 
         against: the translations of another system, one an example, in one direction; its figures are told beside (under names
-        with ``against_``), and the share of examples for which each of the two has the higher chrF. InputError without
+        with ``against_``), and the share of examples for which each of the two has the higher chrF. tokenize: BLEU's, one of
+        `metrics.TOKENIZERS`, by default as the target's script needs it; none: for texts that are tokenised. InputError without
         sacrebleu (the extra ``eval``).
         """
         codes = self.config.languages
@@ -569,16 +574,18 @@ class Translation(Task):
             raise InputError("to compare with another system's translations, say into which language they are (to=, --to)")
         if against is not None and len(against) != len(examples):
             raise InputError(f"{len(against)} translations to compare with, but {len(examples)} examples: give one a line")
+        if tokenize not in (None, *metrics.TOKENIZERS):
+            raise InputError(f"tokenize = {tokenize!r}: one of {', '.join(metrics.TOKENIZERS)}")
         figures: dict[str, float | str] = {"pairs": len(examples)}
         for source, target in directions:
             side = codes.index(source)
             sources, references = [pair[side] for pair in examples], [[pair[1 - side]] for pair in examples]
             answers = [result.text for result in self.answer(sources, to=target, from_=source, **options)]
-            tokenize = {"zh": "zh", "ja": "char", "ko": "char"}.get(target, "13a")
-            measured = metrics.bleu_chrf(answers, references, tokenize)
+            cut = tokenize or {"zh": "zh", "ja": "char", "ko": "char"}.get(target, "13a")
+            measured = metrics.bleu_chrf(answers, references, cut)
             figures |= {f"{name}_{source}-{target}": value for name, value in measured.items()}
             if against is not None:
-                other = metrics.bleu_chrf(against, references, tokenize)
+                other = metrics.bleu_chrf(against, references, cut)
                 figures |= {f"against_{name}_{source}-{target}": value for name, value in other.items()}
                 scores = [metrics.sentence_chrf(texts, references) for texts in (answers, against)]
                 better = [sum(a > b for a, b in zip(*pair, strict=True)) for pair in (scores, scores[::-1])]
