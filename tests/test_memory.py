@@ -54,8 +54,8 @@ def step(number):
 """
 
 COUNT = """
-for number in range(120):
-    if number == 20:
+for number in range(200):  # on a busy machine it takes a while until the threads have met in every order
+    if number == 100:
         before = faults()
     step(number)
 print(faults() - before)
