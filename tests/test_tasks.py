@@ -231,6 +231,10 @@ def test_generation_is_a_function_of_the_seed(writer: Any) -> None:
 
 def test_generation_from_a_prompt(writer: Any) -> None:
     assert all(result.text.startswith("The cat") for result in writer.generate(3, prompt="The cat"))
+    long = "The cat is big. " * 9
+    [result] = writer.generate(1, prompt=long, max_new_tokens=2)
+    assert result.text.startswith(long.strip())
+    assert len(writer.tokenizer.encode([result.text])[0]) <= len(writer.tokenizer.encode([long])[0]) + 2
     result = writer("The dog", n=2, seed=4)
     assert result.text.startswith("The dog")
     assert len(result.alternatives) == 1

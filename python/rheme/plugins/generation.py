@@ -297,11 +297,11 @@ class Generation(Task):
         """``count`` sentences, all different; the same seed gives the same ones.
 
         They come from draws of z from the prior; with ``like`` from around that sentence's code, temperature scaling the
-        distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins. options: of decoding,
-        such as forbid and require. Without ``like``, temperature is the decoder's: 0 (the default) takes the most probable
-        piece at each step, so that only z makes a difference; a model without a code samples at 1 by default, and so does any
-        with do_sample. Fewer come back when the model has no more to say. Those like a text that the model finds odd (see
-        ``confidence``) carry the warning out_of_domain.
+        distance (default 1: the posterior's own deviation), and differ from it. prompt: how each begins; max_new_tokens counts
+        what comes after it. options: of decoding, such as forbid and require. Without ``like``, temperature is the decoder's: 0
+        (the default) takes the most probable piece at each step, so that only z makes a difference; a model without a code
+        samples at 1 by default, and so does any with do_sample. Fewer come back when the model has no more to say. Those like a
+        text that the model finds odd (see ``confidence``) carry the warning out_of_domain.
         """
         if count < 1:
             raise InputError(f"n = {count}: must be at least 1")
@@ -316,7 +316,9 @@ class Generation(Task):
             odd = self.confidence([like])[0].warnings if self.config.calibration else ()
         settings = self._settings(seed, decoder_temperature, options)
         if prompt and prompt.strip():
-            settings = msgspec.structs.replace(settings, prefix=prompt)
+            given = len(self.tokenizer.encode([prompt])[0])
+            most, least = settings.max_new_tokens + given, settings.min_new_tokens + given * bool(settings.min_new_tokens)
+            settings = msgspec.structs.replace(settings, prefix=prompt, max_new_tokens=most, min_new_tokens=least)
         for first in range(0, _MOST_DRAWS * count + _AT_ONCE, _AT_ONCE):
             for result in self._draws(first, _AT_ONCE, settings, around):
                 if result.text:
