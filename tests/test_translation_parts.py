@@ -101,6 +101,7 @@ def test_what_a_translation_is_written_as() -> None:
     assert part.written("Les chats sont ici.", "fr") == "les chats sont ici"
     assert part.written("Hunde sind hier.", "de") == "Hunde sind hier", "a noun may come first"
     assert part.written("Les chats sont ici.", "fr", " Les chats") == "Les chats sont ici"
+    assert part.written("Tom voit Boston.", "fr", "Tom") == "Tom voit Zorg", "what was asked for stays"
     capitals = parts.Part("THE CATS!", [1], to_sentence("THE CATS!")[1])
     assert capitals.written("Les chats !", "fr", "Les") == "Les CHATS !"
 

@@ -98,10 +98,11 @@ class Part:
         translated = _SPACES.sub(" ", translated)  # a number that is bound to be written may bring a second one
         spans = dict(self.stand_ins)
         begin = prefix.strip() if translated.startswith(prefix.strip()) else ""
-        lower = self.form.lower and not begin and target not in _CAPITALIZED and not translated.startswith(tuple(spans))
+        rest = translated[len(begin) :]
+        lower = self.form.lower and not begin and target not in _CAPITALIZED and not rest.startswith(tuple(spans))
         if spans:
-            translated = re.sub("|".join(map(re.escape, spans)), lambda name: spans[name[0]], translated)
-        return begin + from_sentence(translated[len(begin) :], replace(self.form, lower=lower))
+            rest = re.sub("|".join(map(re.escape, spans)), lambda name: spans[name[0]], rest)
+        return begin + from_sentence(rest, replace(self.form, lower=lower))
 
 
 class Cutter:
