@@ -37,6 +37,7 @@ def train(
     echo: Echo | None = None,
     card: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    locked: bool = False,
 ) -> dict[str, Any]:
     """Train `task` and leave a model folder in `out`; returns its final figures.
 
@@ -45,66 +46,51 @@ def train(
     weights an uninterrupted run gives; examples and settings must be the same. finish: end it at that checkpoint instead, with
     the best weights so far. init: a model folder to fine-tune. echo: gets each line that is told; by default a progress bar on
     a terminal, else lines on stderr. card: of the model card (`storage.Card`). device: "cpu" or "cuda"; a checkpoint of
-    one can be resumed on the other.
+    one can be resumed on the other. locked: the caller holds the folder already (`checkpoints.locked`).
 
     The weights kept are those of the best validation loss (the average's, with ema_decay), or the last without validation
     examples. Raises InputError for an unusable folder or one that another training writes to, a full disk or other settings
     than those of the run to resume, Interrupted after Ctrl-C, RhemeError when the gradients stay infinite.
     """
-    out = out_folder(out)
-    card = msgspec.to_builtins(configure(storage.Card, card or {}, "card"))
-    with checkpoints.locked(out):
-        return train_locked(
-            task, train_examples, valid_examples, out, config or TrainingConfig(), resume, finish, init, echo, card, device
-        )
-
-
-def train_locked(
-    task: Any,
-    train_examples: Sequence[Any],
-    valid_examples: Sequence[Any],
-    out: Path,
-    config: TrainingConfig,
-    resume: bool = False,
-    finish: bool = False,
-    init: str | Path | None = None,
-    echo: Echo | None = None,
-    card: Mapping[str, Any] | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """`train` within `checkpoints.locked(out)`."""
-    settings = {
-        "task": task.name,
-        "config": msgspec.to_builtins(task.config),
-        "training": msgspec.to_builtins(config),
-        "init": None if init is None else str(init),
-    }
-    resume = resume or finish
-    if resume:
-        init = _check_resume(out, settings)
-        if (out / "config.json").exists():
-            clean(out)
-            return dict(msgspec.json.decode((out / "metrics.json").read_bytes()))
-    else:
-        check_new(out)
-        if config.start_share and init is None and task.model is None:
-            raise InputError(f"start_share = {config.start_share}: there is no model to begin with; give one (init, --init)")
-        if not train_examples:
-            raise InputError("there is nothing to train on: no training examples")
-    try:
-        with writing(out):
-            checkpoints.write_file(out / "training.json", msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
-        _prepare(task, train_examples, out, config, resume, init)
-        if device != "cpu":
-            task.model.to(device)
-        run = Run(task, train_examples, valid_examples, out, config, echo, dict(card or {}))
-    except BaseException:
-        if not resume:  # leave nothing of a training that never began
-            shutil.rmtree(out / "initial", ignore_errors=True)
-            with contextlib.suppress(OSError):
-                (out / "training.json").unlink()
-        raise
-    return run.run(resume, finish)
+    out, config = out_folder(out), config or TrainingConfig()
+    described = msgspec.to_builtins(configure(storage.Card, card or {}, "card"))
+    with contextlib.nullcontext() if locked else checkpoints.locked(out):
+        settings = {
+            "task": task.name,
+            "config": msgspec.to_builtins(task.config),
+            "training": msgspec.to_builtins(config),
+            "init": None if init is None else str(init),
+        }
+        resume = resume or finish
+        if resume:
+            init = _check_resume(out, settings)
+            if (out / "config.json").exists():
+                clean(out)
+                return dict(msgspec.json.decode((out / "metrics.json").read_bytes()))
+        else:
+            check_new(out)
+            if config.start_share and init is None and task.model is None:
+                raise InputError(
+                    f"start_share = {config.start_share}: there is no model to begin with; give one (init, --init)"
+                )
+            if not train_examples:
+                raise InputError("there is nothing to train on: no training examples")
+        try:
+            with writing(out):
+                checkpoints.write_file(
+                    out / "training.json", msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n"
+                )
+            _prepare(task, train_examples, out, config, resume, init)
+            if device != "cpu":
+                task.model.to(device)
+            run = Run(task, train_examples, valid_examples, out, config, echo, described)
+        except BaseException:
+            if not resume:  # leave nothing of a training that never began
+                shutil.rmtree(out / "initial", ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    (out / "training.json").unlink()
+            raise
+        return run.run(resume, finish)
 
 
 def out_folder(out: str | Path) -> Path:

@@ -12,7 +12,8 @@ from rheme.errors import InputError
 from rheme.storage import Card
 from rheme.tasks import Task, configure, find_bundled, get_task, nearest
 from rheme.text import readers
-from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder, train_locked
+from rheme.training import TrainingConfig, check_begun, check_new, curves, out_folder
+from rheme.training import train as run
 from rheme.training.checkpoints import locked, writing
 from rheme.training.progress import Echo, to_stderr
 
@@ -101,8 +102,8 @@ def train(
         try:
             for name, rows in held.items():
                 _write_held_out(instance, paths[name], rows, resume)
-            figures = train_locked(
-                instance, examples, held_out, out, training, resume=resume, finish=finish, echo=echo, card=card, device=device
+            figures = run(
+                instance, examples, held_out, out, training, resume, finish, echo=echo, card=card, device=device, locked=True
             )
         except BaseException:
             if not (out / "training.json").exists():  # it never began
