@@ -47,7 +47,7 @@ class _Optimizer:
         max_norm: where the norm is larger, the gradients are scaled down to it (Pascanu et al. 2013). A norm that is not finite
         leaves the parameters, the state and `step_count` as they are: the caller sees it in what is returned.
         """
-        norm = ops.global_norm([param.grad for param in self.params if param.grad is not None])
+        norm = self.norm()
         if not math.isfinite(norm):
             return norm
         self.step_count += 1
@@ -57,6 +57,10 @@ class _Optimizer:
                 self._update(index, param, param.grad, scale)
                 param.version += 1
         return norm
+
+    def norm(self) -> float:
+        """The gradients' global norm."""
+        return ops.global_norm([param.grad for param in self.params if param.grad is not None])
 
     def _update(self, index: int, param: Tensor, grad: Array, scale: float) -> None:
         raise NotImplementedError

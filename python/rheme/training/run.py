@@ -202,9 +202,9 @@ class Run:
         norm = 0.0
         if update:
             on_gradients = getattr(self.model, "on_gradients", None)
-            grads = [p.grad for p in self.named.values() if p.grad is not None]
-            # a step without a finite gradient changes nothing, the model's own statistics neither
-            if on_gradients is not None and math.isfinite(ops.global_norm(grads)):
+            # Without a finite gradient a step changes nothing, the model's own statistics neither. The optimiser takes the norm
+            # anew: some gradients may be withheld until then.
+            if on_gradients is not None and math.isfinite(self.optimizer.norm()):
                 on_gradients(step, self.total_steps)
             self.optimizer.learning_rate = config.learning_rate * self.schedule(step)
             norm = self.optimizer.step(max_norm=config.max_norm or None)
