@@ -1,4 +1,4 @@
-"""Training a translation model on other numbers and names."""
+"""Training a translation model on other numbers and names, and on short texts more often."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rheme import nn, tasks
-from rheme.plugins.translation.redrawing import Redrawing
+from rheme.plugins.translation.redrawing import Redrawing, short_pairs
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,22 @@ def test_redrawing_is_for_training_alone(task: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(task.model, "training", True)
     once, again, other = (task.loss(items, seed)[0].item() for seed in (1, 1, 2))
     assert once == again != other
+
+
+def test_short_pairs_come_more_often_and_with_the_other_mark(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [
+        ("Hello!", "Salut !"),
+        ("Thanks.", "Merci !"),
+        ("It rains.", "Il pleut."),
+        ("Who?", "Qui ?"),
+        ("Well...", "Bon..."),
+    ]
+    long = ("It rains, and the cats are in.", "Il pleut.")
+    copies = list(short_pairs([*said, long], 2))
+    assert copies[1::2] == said, "each second one as it is; a long side makes a pair long"
+    assert copies[::2] == [("Hello.", "Salut."), ("Thanks!", "Merci !"), ("It rains!", "Il pleut !"), *said[3:]]
+    assert list(short_pairs([("好！", "Well."), ("是。", "Yes.")], 1)) == [("好。", "Well."), ("是！", "Yes.")], (
+        "no ! seen there"
+    )
+    monkeypatch.setattr(task.config, "short_copies", 4)
+    assert len(task.training_items([*said, long])) == 2 * (4 * len(said) + 1), "in both directions"

@@ -292,6 +292,7 @@ def test_config_mistakes() -> None:
         ({"vocab_size": 0}, "at least 4"),
         ({"subword_dropout": 1}, "below 1"),
         ({"number_copies": 0}, "at least 1"),
+        ({"short_copies": 0}, "at least 1"),
         ({"name_share": -1}, "name_share = -1"),
     ):
         with pytest.raises(InputError, match=message):

@@ -24,7 +24,7 @@ from rheme.plugins.translation.checks import confidence, warnings
 from rheme.plugins.translation.config import TranslationConfig
 from rheme.plugins.translation.names import Names, pack, stand_ins
 from rheme.plugins.translation.parts import ENTITY, Cutter, Part, digit_ids, fold_terms, prose
-from rheme.plugins.translation.redrawing import Redrawing
+from rheme.plugins.translation.redrawing import Redrawing, short_pairs
 from rheme.plugins.translation.reranking import TranslationOptions, rerank
 from rheme.plugins.translation.routes import Routes, both
 from rheme.tasks import Result, Task
@@ -56,6 +56,7 @@ class Translation(Task):
         "separate",
         "subword_dropout",
         "number_copies",
+        "short_copies",
         "name_share",
         "whole_sentences",
         "entities",
@@ -203,8 +204,8 @@ class Translation(Task):
         return items
 
     def training_items(self, examples: Sequence[tuple[str, str]]) -> list[Item]:
-        """With `number_copies` of the pairs whose numbers can be redrawn."""
-        items = self.encode_all(examples)
+        """With `short_copies` of the short pairs and `number_copies` of those whose numbers can be redrawn."""
+        items = self.encode_all([*examples, *short_pairs(examples, self.config.short_copies - 1)])
         more = self.config.number_copies - 1
         if not more and not self.config.name_share:
             return items

@@ -16,6 +16,8 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     third longer). number_copies: how often an epoch has a pair with the same numbers on both sides, each time with other digits
     (1: once, as it is; the copies add an eighth to all at most). name_share: share of the pairs with a name on both sides that
     are trained on with a made-up one. So numbers and names are copied, although few pairs hold any, or ever the same ones.
+    short_copies: how often an epoch has a pair of texts of at most 20 characters, each second time with the other mark of full
+    stop and exclamation mark at its end: short texts are what is asked for first, and each is rare.
     Set by training: copy_unknown, where it saw every character that has a piece (Chinese ones that have none are copied as they
     are); whole_sentences, where nearly all its texts begin with a capital and end with punctuation (other inputs are brought to
     that form, and the answers back); entities, where some of its texts hold character entities (&apos;), which are then
@@ -32,6 +34,7 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
     separate: bool = False
     subword_dropout: float = 0.0
     number_copies: int = 1
+    short_copies: int = 1
     name_share: float = 0.0
     copy_unknown: bool = False
     whole_sentences: bool = False
@@ -46,9 +49,10 @@ class TranslationConfig(msgspec.Struct, kw_only=True):
             raise InputError(f"languages = {','.join(self.languages)}: two different codes are needed, such as en,fr")
         if self.directions not in ("both", "forward", "backward"):
             raise InputError(f"directions = {self.directions}: one of both, forward, backward")
-        for name, least in (("vocab_size", 4), ("max_source_length", 4), ("max_train_length", 4), ("number_copies", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        least = {"vocab_size": 4, "max_source_length": 4, "max_train_length": 4, "number_copies": 1, "short_copies": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least {smallest}")
         for name in ("subword_dropout", "name_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")

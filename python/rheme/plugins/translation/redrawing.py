@@ -1,11 +1,13 @@
 """Other numbers and names for the pairs that a translation model trains on, so that it learns to copy what it has never read.
 
 Sentence pairs hold few numbers, and ever the same few names; a model learns those, and spells others as it likes. So the digits
-of numbers that stand on both sides of a pair are put for others, and a name and its counterpart for a made-up name.
+of numbers that stand on both sides of a pair are put for others, and a name and its counterpart for a made-up name. Short texts
+are each as rare as long ones, yet are what is asked for first: their pairs can come more often.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -20,7 +22,39 @@ Pair = tuple[NDArray[np.int32], NDArray[np.int32]]  # the pieces of both sides
 _MADE_OF = re.compile(r"\b[a-zß-ÿ]{5,}\b")
 _PARTS = 2, 3, 4  # letters of a made-up name's beginning, and of its end
 _DIGIT_STREAM, _NAME_STREAM = 1 << 44, (1 << 44) + 1  # the Philox streams, under a step's seed
+_SHORT = 20  # characters on either side of a short pair, at most
+_END = re.compile(r"(?<![.!?。！？…])\s*[.!。！]$")
 _DRAWS = 4  # bits for a pair: whether, which name, the two words that the new one is made of
+
+
+def short_pairs(examples: Sequence[tuple[str, str]], times: int) -> Iterator[tuple[str, str]]:
+    """The pairs of short texts, each this often: every other time with the other mark of full stop and exclamation mark at the
+    end of the first text, and the same at the end of the second.
+    """
+    usual: list[dict[bool, str]] = [{}, {}]  # how each language writes either mark: French with a space before it
+    for side, marks in enumerate(usual):
+        ends = Counter(end for pair in examples if (end := _end(pair[side])))
+        marks.update((_loud(end), end) for end, _ in reversed(ends.most_common()))
+    for pair in examples:
+        if max(map(len, pair)) > _SHORT:
+            continue
+        other, (end, second) = pair, map(_end, pair)
+        if end and second:
+            loud = not _loud(end)
+            ended = pair[0].removesuffix(end) + usual[0].get(loud, end)
+            other = ended, pair[1].removesuffix(second) + usual[1].get(loud, second)
+        for time in range(times):
+            yield pair if time % 2 else other
+
+
+def _end(text: str) -> str:
+    """The full stop or exclamation mark at the end, with the space before it."""
+    found = _END.search(text)
+    return found[0] if found else ""
+
+
+def _loud(end: str) -> bool:
+    return end[-1] in "!！"
 
 
 class Redrawing:
