@@ -9,16 +9,21 @@
 #endif
 
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <exception>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -256,10 +261,7 @@ Pool* get_pool() {
 
 // The smaller of CPU affinity and the cgroup's quota (v2), rounded up.
 int default_threads() {
-  if (const char* forced = std::getenv("RHEME_NUM_THREADS")) {
-    const int n = std::atoi(forced);
-    if (n >= 1) return n;
-  }
+  if (const int forced = forced_threads()) return forced;
   int n = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t set;
@@ -275,6 +277,8 @@ int default_threads() {
 #endif
   return n < 1 ? 1 : n;
 }
+
+constexpr int kMostThreads = 1024;
 
 std::atomic<int> threads{0};
 
@@ -296,6 +300,18 @@ int lstm_plan() {
     return !name ? 0 : std::string_view(name) == "rows" ? 1 : std::string_view(name) == "units" ? 2 : 0;
   }();
   return plan;
+}
+
+int forced_threads() {
+  const char* forced = std::getenv("RHEME_NUM_THREADS");
+  if (!forced || !*forced) return 0;
+  int n = 0;
+  const char* end = forced + std::strlen(forced);
+  const auto [rest, error] = std::from_chars(forced, end, n);
+  if (error != std::errc() || rest != end || n < 1 || n > kMostThreads)
+    throw std::runtime_error("RHEME_NUM_THREADS=" + std::string(forced) + " is no whole number from 1 to " +
+                             std::to_string(kMostThreads));
+  return n;
 }
 
 int num_threads() { return alone() ? 1 : chosen_threads(); }

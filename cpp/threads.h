@@ -22,5 +22,6 @@ int lstm_plan();
 int num_threads();            // that work is to be shared out among just now: those chosen, or one beside a busy neighbour
 int chosen_threads();         // by set_num_threads, RHEME_NUM_THREADS or the machine
 void set_num_threads(int n);  // n >= 1
+int forced_threads();         // RHEME_NUM_THREADS, 0 where it is not set; throws std::runtime_error for what is no such number
 
 }  // namespace rheme

@@ -282,6 +282,16 @@ def test_an_instruction_set_that_is_not_there(command: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("value", ["abc", "0", "-2", "1.5", "2x", "99999999999"])
+def test_a_number_of_threads_that_is_none(value: str) -> None:
+    done = shell("rheme info", RHEME_NUM_THREADS=value)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"rheme: RHEME_NUM_THREADS={value} is no whole number from 1 to 1024\n".encode(),
+    )
+    assert shell("rheme info", RHEME_NUM_THREADS="").returncode == 0
+
+
 def test_interrupted_before_it_began(tmp_path: Path) -> None:
     """A click whose import is interrupted stands in for Ctrl-C while the command line is imported."""
     (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")

@@ -36,7 +36,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What is there ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "valid.tsv", "test.tsv", "metrics.json", "initial/notes", "checkpoint-7/notes"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "valid.tsv", "test.tsv", "metrics.json", "training.png", "initial/notes", "checkpoint-7/notes"]
+)
 def test_files_that_were_there_are_not_overwritten(texts: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)

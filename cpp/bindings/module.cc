@@ -75,7 +75,8 @@ void bind_machine(py::module_& m) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU core of rheme. Its contract is _core.pyi; `rheme.ops` is the way in.";
-  rheme::kernels();  // a forced ISA that can't be had fails here, at import
+  rheme::kernels();         // a forced ISA that can't be had fails here, at import
+  rheme::forced_threads();  // as does a number of threads that is none
   rheme::bind_machine(m);
   rheme::bind_products(m);
   rheme::bind_quantized(m);

@@ -84,6 +84,7 @@ class Task:
     Config: ClassVar[type[msgspec.Struct]]  # the model's sizes and the data's settings, all with defaults
     fields: ClassVar[tuple[str, ...]] = ("text",)  # columns of a TSV, by name or in order, or keys of a JSON line
     suffix: ClassVar[str] = ".tsv"  # of the files that write_examples writes
+    writes: ClassVar[tuple[str, ...]] = ()  # files that `conclude` may write beside a model
     sides: ClassVar[int] = 1  # how many of an example's first texts must not stand in both training and validation
     adaptable: ClassVar[tuple[str, ...]] = ()  # settings that a training from another model does not take from it
     tunable: ClassVar[tuple[str, ...]] = ()  # and those that it takes unless they are given anew, such as model.dropout

@@ -151,9 +151,9 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python still holds for it goes nowhere
         return 0
     except ImportError as error:
-        if "RHEME_ISA" not in str(error):
+        if not str(error).startswith("RHEME_"):
             raise
-        return _fail(str(error), 2)  # the core, which cannot have the instruction set asked for
+        return _fail(str(error), 2)  # the core, which cannot have the instruction set or the threads asked for
     except OSError as error:
         if error.errno is None:
             raise

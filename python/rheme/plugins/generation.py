@@ -72,6 +72,7 @@ class Generation(Task):
 
     name: ClassVar[str] = "generation"
     Config: ClassVar[type[msgspec.Struct]] = GenerationConfig
+    writes: ClassVar[tuple[str, ...]] = ("training.png",)
     pipeline_tag: ClassVar[str] = "text-generation"
     pipeline_key: ClassVar[str] = "generated_text"
 

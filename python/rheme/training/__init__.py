@@ -68,7 +68,7 @@ def train(
                 clean(out)
                 return dict(msgspec.json.decode((out / "metrics.json").read_bytes()))
         else:
-            check_new(out)
+            check_new(out, task.writes)
             if config.start_share and init is None and task.model is None:
                 raise InputError(
                     f"start_share = {config.start_share}: there is no model to begin with; give one (init, --init)"
@@ -100,8 +100,10 @@ def out_folder(out: str | Path) -> Path:
     return Path(out)
 
 
-def check_new(out: Path, held_out: Sequence[str] = ()) -> None:
-    """InputError when `out` holds a training, or a file that the new one (or its held-out examples) would overwrite."""
+def check_new(out: Path, others: Sequence[str]) -> None:
+    """InputError when `out` holds a training, or a file that the new one would overwrite; others: the task's own files and the
+    held-out examples'.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder to train into")
     for name in (storage.CONFIG, storage.WEIGHTS, "training.json", "metrics.jsonl"):
@@ -109,7 +111,7 @@ def check_new(out: Path, held_out: Sequence[str] = ()) -> None:
             raise InputError(
                 f"{out} already holds a model or a training ({name}); give another folder, or resume it (--resume)"
             )
-    written = [storage.TOKENIZER, storage.GENERATION, storage.METRICS, storage.CARD, curves.NAME, "initial", *held_out]
+    written = [storage.TOKENIZER, storage.GENERATION, storage.METRICS, storage.CARD, curves.NAME, "initial", *others]
     for path in [*(out / name for name in written), *out.glob("checkpoint-*")]:
         if path.exists():
             raise InputError(f"{path}: the training would overwrite it; give another folder")

@@ -66,7 +66,7 @@ def train(
         check_begun(out)
     else:
         shares = {"valid": 0.0 if valid is not None else valid_share, "test": test_share}
-        check_new(out, [f"{name}{cls.suffix}" for name, share in shares.items() if share])
+        check_new(out, [*cls.writes, *(f"{name}{cls.suffix}" for name, share in shares.items() if share)])
     if init is not None:
         instance, fields = _start_from(cls, init, tables["task"], fields)
     else:
@@ -98,7 +98,7 @@ def train(
     paths = {name: out / f"{name}{instance.suffix}" for name in held}
     with locked(out):
         if not resume:
-            check_new(out, [path.name for path in paths.values()])  # another training may have come first
+            check_new(out, [*cls.writes, *(path.name for path in paths.values())])  # another training may have come first
         try:
             for name, rows in held.items():
                 _write_held_out(instance, paths[name], rows, resume)

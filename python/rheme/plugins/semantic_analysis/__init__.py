@@ -47,6 +47,7 @@ class SemanticAnalysis(Task):
     name: ClassVar[str] = "semantic-analysis"
     Config: ClassVar[type[msgspec.Struct]] = SemanticAnalysisConfig
     fields: ClassVar[tuple[str, ...]] = ("text", "label")
+    writes: ClassVar[tuple[str, ...]] = ("confusion.tsv", "confusion.png")
     adaptable: ClassVar[tuple[str, ...]] = (
         *("objective", "languages", "labels", "multi_label", "separator", "groups", "group_name", "class_weights", "weights"),
         *("score_range", "out_of_scope", "label_smoothing", "output_size", "max_features", "min_count", "word_ngrams"),
