@@ -106,6 +106,8 @@ def test_mistakes_in_the_command(capsys: Captured, model: Path) -> None:
     assert "cannot do to=de" in fails(capsys, 2, "translate", "--model", str(model), "--to", "de", "a")
     assert "say into which language" in fails(capsys, 2, "translate", "--model", str(model), "a")
     assert "did you mean 'top_k'" in fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", "topk=1", "a")
+    deep = "top_k=" + "[" * 30_000
+    assert "at `top_k`" in fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", deep, "a")
     assert "NAME=VALUE" in fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", "topk", "a")
     for name, option in (("to", "--to"), ("from_", "--from"), ("glossary", "--glossary")):
         said = fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", f"{name}=de", "a")

@@ -92,7 +92,7 @@ def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
             raise InputError(f"--set {name}: no option; the command gives it itself")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 
