@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import struct
 from pathlib import Path
@@ -179,6 +180,28 @@ def test_a_damaged_config(tmp_path: Path, damage: dict[str, Any], message: str) 
         storage.load(folder)
 
 
+def test_json_too_deep_to_read(tmp_path: Path) -> None:
+    folder, deep = save(tmp_path / "m"), "[" * 100_000
+    (folder / "config.json").write_text('{"a": ' + deep)
+    with pytest.raises(InputError, match=r"config\.json: not JSON"):
+        storage.load(folder)
+    (tmp_path / "x").write_bytes(lying(deep.encode()))
+    with pytest.raises(InputError, match="its header is not JSON"):
+        storage.check_arrays(tmp_path / "x")
+
+
+def test_settings_that_json_cannot_hold(tmp_path: Path) -> None:
+    for name, settings in (
+        ("config.part.limits = inf", {"config": {"part": {"limits": [1.0, math.inf]}}}),
+        ("generation.threshold = nan", {"generation": {"threshold": np.float32("nan")}}),
+    ):
+        with pytest.raises(InputError, match=f"{name}: a model is stored with finite numbers alone"):
+            save(tmp_path / "m", **settings)
+        assert not list(tmp_path.iterdir())
+    folder = save(tmp_path / "m", generation={"threshold": np.float32(0.5)}, metrics={"loss": math.nan})
+    assert storage.load(folder).generation == {"threshold": 0.5}
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
@@ -225,7 +248,12 @@ def test_card(tmp_path: Path) -> None:
 
 
 def test_arrays_in_a_file(tmp_path: Path) -> None:
-    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array([1.5], np.float64), "c": np.array([True, False])}
+    arrays = {
+        "a": np.arange(6).reshape(2, 3),
+        "b": np.array([1.5], np.float64),
+        "c": np.array([True, False]),
+        "d": np.array(2.5),
+    }
     storage.write_arrays(tmp_path / "x", arrays, {"note": "n"})
     assert storage.check_arrays(tmp_path / "x")["a"] == ("int64", (2, 3))
     for name, array in storage.read_arrays(tmp_path / "x").items():

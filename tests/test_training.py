@@ -20,7 +20,7 @@ from rheme import _core, ops, training
 from rheme.errors import InputError, RhemeError
 from rheme.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from rheme.storage import read_arrays
-from rheme.tasks import Task
+from rheme.tasks import PluginError, Task
 from rheme.text import batches
 from rheme.training import Interrupted, TrainingConfig, checkpoints
 
@@ -247,6 +247,43 @@ def test_gradients_that_stay_infinite_end_the_training(tmp_path: Path) -> None:
     assert not taken_in
 
 
+def test_a_training_without_one_finite_step_leaves_no_model(tmp_path: Path) -> None:
+    class Broken(Reversal):
+        def loss(self, items: Sequence[Pair], step_seed: int) -> Any:
+            total, count, info = super().loss(items, step_seed)
+            return total * float("nan"), count, info
+
+    with pytest.raises(RhemeError, match="not finite in any of the 3 steps: nothing was learned"):
+        run(tmp_path / "model", task=Broken(Seq2SeqConfig(**MODEL)), max_steps=3)  # type: ignore[arg-type]
+    assert not (tmp_path / "model" / "config.json").exists()
+    assert journal(tmp_path / "model")[0]["loss"] is None, "none was seen"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda total, count, info: total,
+        lambda total, count, info: (total.item(), count, info),
+        lambda total, count, info: (total, count),
+        lambda total, count, info: (total * np.ones(2, np.float32), count, info),
+    ],
+)
+def test_a_loss_that_is_none_is_told_at_once(tmp_path: Path, wrong: Any) -> None:
+    class Wrong(Reversal):
+        def loss(self, items: Sequence[Pair], step_seed: int) -> Any:
+            return wrong(*super().loss(items, step_seed))
+
+    class Empty(Reversal):
+        def build(self) -> None:
+            pass
+
+    with pytest.raises(PluginError, match=r"'reversal': loss\(\) must give a Tensor of one number"):
+        run(tmp_path / "model", task=Wrong(Seq2SeqConfig(**MODEL)))  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"build\(\) must set self.model"):
+        run(tmp_path / "model", task=Empty(Seq2SeqConfig(**MODEL)))  # type: ignore[arg-type]
+    run(tmp_path / "model", max_steps=2)  # the folder is free
+
+
 # Kills -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -396,8 +433,7 @@ def test_a_model_that_cannot_be_finished_is_not_saved(tmp_path: Path) -> None:
             raise InputError("nothing to fit to")
 
     class Unmeasured(Reversal):
-        def evaluate(self, examples: Sequence[Pair], **options: Any) -> dict[str, float | str]:
-            raise InputError("nothing to measure")
+        evaluate = Task.evaluate  # a plugin without one
 
     out = tmp_path / "model"
     with pytest.raises(InputError, match="nothing to fit to"):

@@ -6,6 +6,7 @@ its manifest: the size and SHA-256 of the weights and the tokenizer. It is writt
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[
     import numpy as np
     from safetensors.numpy import save
 
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    plain = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}  # () would be (1,)
     _write(Path(path), save(plain, metadata=dict(metadata or {})))
 
 
@@ -74,7 +75,7 @@ def check_arrays(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             header = msgspec.json.decode(file.read(length))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InputError(f"{wrong}: its header is not JSON") from None
     if not isinstance(header, dict):
         raise InputError(f"{wrong}: its header is no object")
@@ -280,6 +281,8 @@ def save(
     from importlib import metadata
 
     folder = Path(folder)
+    _check_finite(config, "config")
+    _check_finite(generation or {}, "generation")
     with atomic_folder(folder) as new:
         arrays = compress(state, dtype)
         write_arrays(new / WEIGHTS, arrays)
@@ -336,8 +339,26 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON, through to the disk."""
-    _write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """Readable JSON, through to the disk; NumPy's numbers as plain ones."""
+    _write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=2) + b"\n")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    raise NotImplementedError
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """InputError for a number in a model's settings that JSON cannot hold, so that the model could not be read again."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_finite(part, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_finite(part, name)
+    elif isinstance(number := value.item() if hasattr(value, "item") else value, float) and not math.isfinite(number):
+        raise InputError(f"{name} = {value}: a model is stored with finite numbers alone")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -345,7 +366,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")

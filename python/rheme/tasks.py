@@ -207,8 +207,8 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, examples: Sequence[Any], **options: Any) -> dict[str, float | str]:
-        """Figures by name on labelled examples; the metric's signature where it has one."""
-        raise NotImplementedError
+        """Figures by name on labelled examples; the metric's signature where it has one. By default InputError: none."""
+        raise InputError(f"the task {self.name!r} has no figures to measure a model by")
 
     def pipe(self, inputs: Any, **options: Any) -> Any:
         """Answers in the shape of transformers' pipelines: by default a list of ``{pipeline_key: text}``."""
@@ -267,13 +267,23 @@ class Task:
         if stored.task != cls.name:
             raise InputError(f"{stored.folder} holds a model for {stored.task!r}, not for {cls.name!r}")
         task = cls(configure(cls.Config, stored.config, where=f"{stored.folder}/config.json"))
-        if stored.tokenizer is not None:
-            task.tokenizer = task.read_tokenizer(stored.tokenizer)
         task.options = dict(stored.generation)
         from rheme import nn, quantization  # not before a model is loaded: they import NumPy
 
-        with nn.uninitialized():
-            task.build()
+        try:
+            if stored.tokenizer is not None:
+                task.tokenizer = task.read_tokenizer(stored.tokenizer)
+            with nn.uninitialized():
+                task.build()
+        except MemoryError:
+            raise InputError(f"{stored.folder}: no memory for a model of the sizes in config.json") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            message = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"{stored.folder}: damaged, or of another version: no model can be built of it ({message})"
+            ) from error
         try:
             quantization.load(task.model, stored.arrays, precision)
         except (ValueError, KeyError) as error:
@@ -335,14 +345,20 @@ def get_task(name: str) -> type[Task]:
         raise PluginError(f"the task {name!r} is claimed by more than one package: {packages}; uninstall all but one")
     try:
         cls = metadata.EntryPoint(name, info.module, GROUP).load()
-    except Exception as error:  # whatever a stranger's module raises on import
-        message = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises on import
+        message = " ".join(f"{type(error).__name__}: {error}".split())
         raise PluginError(f"the plugin {name!r} of {info.distribution} cannot be loaded ({info.module}): {message}") from error
     if not (isinstance(cls, type) and issubclass(cls, Task)):
-        raise PluginError(
-            f"the plugin {name!r} of {info.distribution} is no task: {info.module} must be a subclass of rheme.Task"
-        )
-    return cls
+        wrong = "must be a subclass of rheme.Task"
+    elif getattr(cls, "name", None) != name:
+        wrong = f"must have the name {name!r} of its entry point, not {getattr(cls, 'name', None)!r}"
+    elif not (isinstance(config := getattr(cls, "Config", None), type) and issubclass(config, msgspec.Struct)):
+        wrong = "must have a Config, a subclass of msgspec.Struct"
+    elif isinstance(cls.fields, str):
+        wrong = f"must have a tuple of fields, not {cls.fields!r}"
+    else:
+        return cls
+    raise PluginError(f"the plugin {name!r} of {info.distribution} is no task: {info.module} {wrong}")
 
 
 def bundled() -> dict[str, Path]:
@@ -387,7 +403,7 @@ def load(task: str | None = None, model: str | Path | None = None, *, precision:
     cls = cls or get_task(stored.task)
     if not cls.serves(stored.config, **options):
         asked = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
-        languages = ", ".join(stored.config.get("languages", []))
+        languages = ", ".join(map(str, stored.config.get("languages", [])))
         raise InputError(f"the model in {model} cannot do {asked}{f'; its languages: {languages}' if languages else ''}")
     loaded = cls.from_stored(stored, precision or stored.precision)
     loaded.options.update({key: value for key, value in options.items() if value is not None})

@@ -82,8 +82,8 @@ class Verbs(click.Group):
             raise RhemeError(f"the command {name!r} is claimed by more than one package: {packages}; uninstall all but one")
         try:
             command = claims[0].load()
-        except Exception as error:  # whatever a stranger's module raises on import
-            message = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises on import
+            message = " ".join(f"{type(error).__name__}: {error}".split())
             raise RhemeError(f"the command {name!r} of {_distribution(claims[0])} cannot be loaded: {message}") from error
         if not isinstance(command, click.Command):
             raise RhemeError(f"the command {name!r} of {_distribution(claims[0])} is no click command")

@@ -15,7 +15,7 @@ import msgspec
 
 from rheme import nn, storage
 from rheme.errors import InputError
-from rheme.tasks import configure
+from rheme.tasks import PluginError, configure
 from rheme.training import checkpoints, curves
 from rheme.training.checkpoints import writing
 from rheme.training.config import FREE_ON_RESUME, TrainingConfig
@@ -84,6 +84,7 @@ def train(
             if device != "cpu":
                 task.model.to(device)
             run = Run(task, train_examples, valid_examples, out, config, echo, described)
+            run.announce()
         except BaseException:
             if not resume:  # leave nothing of a training that never began
                 shutil.rmtree(out / "initial", ignore_errors=True)
@@ -160,5 +161,7 @@ def _prepare(task: Any, examples: Sequence[Any], out: Path, config: TrainingConf
             task.setup(examples)
         if adapting:
             task.adapt(examples)
+    if not isinstance(task.model, nn.Module):
+        raise PluginError(f"the task {task.name!r}: build() must set self.model to an nn.Module, not {task.model!r}")
     with writing(out):
         task.save(initial)

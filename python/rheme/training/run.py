@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme import nn, ops, optim
-from rheme.autograd import no_grad
+from rheme.autograd import Tensor, no_grad
 from rheme.errors import InputError, RhemeError
-from rheme.tasks import Inspection
+from rheme.tasks import Inspection, PluginError
 from rheme.text.batches import token_batches
 from rheme.training import checkpoints
 from rheme.training.checkpoints import writing
@@ -113,7 +113,6 @@ class Run:
 
     def run(self, resume: bool, finish: bool = False) -> dict[str, Any]:
         with self.display, self._signals():
-            self._announce()
             if resume:
                 self._restore()
                 if finish and not self.at.step:
@@ -197,7 +196,7 @@ class Run:
         if on_step is not None:
             on_step(step, self.total_steps)
         with nn.dropout_scope(config.seed, step):
-            loss, count, info = self.task.loss(items, _step_seed(config.seed, step))
+            loss, count, info = self._loss(items, _step_seed(config.seed, step))
         loss.backward(np.full(loss.shape, 1.0 / max(count, 1), loss.dtype))
         norm = 0.0
         if update:
@@ -210,6 +209,16 @@ class Run:
             norm = self.optimizer.step(max_norm=config.max_norm or None)
         self.optimizer.zero_grad()
         return (loss.item(), count, info), norm
+
+    def _loss(self, items: list[Any], seed: int) -> tuple[Tensor, int, dict[str, float]]:
+        """The task's loss. PluginError for what is none, which would fail far from where it was made."""
+        found = self.task.loss(items, seed)
+        if not (isinstance(found, tuple) and len(found) == 3 and isinstance(found[0], Tensor) and found[0].size == 1):
+            raise PluginError(
+                f"the task {self.task.name!r}: loss() must give a Tensor of one number (the sum), the count of units in it and "
+                f"a dict of figures, not {found!r}"
+            )
+        return found
 
     def _update_average(self) -> None:
         """average += (1 - decay) (weights - average), one call of the core per array; the decay rises as the average fills."""
@@ -252,7 +261,7 @@ class Run:
             for number, batch in enumerate(self.valid_batches):
                 if self.stop:
                     return  # the checkpoint stands before this validation
-                loss, count, info = self.task.loss([self.valid_items[i] for i in batch], _step_seed(0, number))
+                loss, count, info = self._loss([self.valid_items[i] for i in batch], _step_seed(0, number))
                 total += loss.item()
                 units += count
                 items += len(batch)
@@ -302,7 +311,7 @@ class Run:
 
     # Telling ----------------------------------------------------------------------------------------------------------------
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Size, and an estimate of time and memory from the largest batch and two usual ones; the state stays as it is."""
         sizes = [int(self.sizes[batch].sum()) for batch in self.batches]
         by_size = sorted(range(len(sizes)), key=lambda i: sizes[i])
@@ -336,7 +345,7 @@ class Run:
         entry: dict[str, Any] = {
             "step": at.step,
             "epoch": at.epochs,
-            "loss": at.window_loss / max(at.window_count, 1),
+            "loss": at.window_loss / at.window_count if at.window_count else math.nan,
             "tokens_per_second": round(at.window_count / seconds, 1),
             "learning_rate": self.optimizer.learning_rate,
             "grad_norm": at.window_norm / max(at.window_steps, 1),
@@ -431,6 +440,8 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         """Save the best weights as a model folder, with the task's own figures, and clear the checkpoints away."""
         at = self.at
+        if at.step and at.skipped == at.step:
+            raise RhemeError(f"the gradients were not finite in any of the {at.step} steps: nothing was learned")
         weights = self.best or self._result()
         metrics: dict[str, Any] = {"steps": at.step, "epochs": at.epochs}
         if at.best_loss is not None:
