@@ -5,10 +5,10 @@
 Pairs that differ in case and punctuation alone are left out; a translation gives at most four pairs.
 """
 
+import argparse
 import itertools
 import random
 import re
-import sys
 from collections import defaultdict
 
 from rheme.text import readers
@@ -34,4 +34,6 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", help="TSV files: English, another language")
+    main(parser.parse_args().paths)
