@@ -182,6 +182,16 @@ def test_no_grad_records_nothing_and_is_per_thread() -> None:
         (x.detach() * 2).sum().backward()
 
 
+def test_no_grad_within_itself_ends_with_the_outer_one() -> None:
+    x = Tensor(np.ones(3), requires_grad=True)
+    off = no_grad()
+    with off:
+        with off:
+            pass
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+
+
 def test_record_gives_none_for_an_unused_output_and_checks_what_comes_back() -> None:
     x = Tensor(np.ones(3), requires_grad=True)
     seen: list[Any] = []

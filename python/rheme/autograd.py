@@ -22,7 +22,7 @@ _numbers = itertools.count()  # creation order; an op's inputs were always creat
 
 
 class _Mode(threading.local):
-    enabled = True
+    off = 0  # how many `no_grad` this thread is in
 
 
 _mode = _Mode()
@@ -31,18 +31,18 @@ _mode = _Mode()
 class no_grad:  # noqa: N801
     """Within it, in this thread, nothing is recorded."""
 
-    __slots__ = ("_before",)
+    __slots__ = ()
 
     def __enter__(self) -> None:
-        self._before, _mode.enabled = _mode.enabled, False
+        _mode.off += 1
 
     def __exit__(self, *_: object) -> None:
-        _mode.enabled = self._before
+        _mode.off = builtins.max(0, _mode.off - 1)  # a generator may be closed in another thread than it began in
 
 
 def grad_enabled() -> bool:
     """Whether ops are recorded in this thread."""
-    return _mode.enabled
+    return not _mode.off
 
 
 class _Node:
@@ -245,7 +245,7 @@ def record(outputs: Any, inputs: Sequence[Tensor | None], backward: Backward) ->
     Returns a tensor, or a tuple of tensors. Under `no_grad`, or when no input requires a gradient, nothing is recorded.
     """
     several, node = isinstance(outputs, tuple), None
-    if _mode.enabled:
+    if not _mode.off:
         kept = [tensor if tensor is not None and tensor.requires_grad else None for tensor in inputs]
         if kept.count(None) < len(kept):
             node = _Node(kept, backward, len(outputs) if several else 1)
