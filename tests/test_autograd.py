@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rheme import functional as F
-from rheme import nn, ops
+from rheme import nn, ops, optim
 from rheme.autograd import Tensor, gradcheck, no_grad, record
 from rheme.errors import RhemeError
 
@@ -162,6 +162,19 @@ def test_the_tape_works_once_and_is_freed() -> None:
     del total, shared
     gc.collect()
     assert gone() is None
+
+
+def test_backward_refuses_what_was_updated_since(rng: np.random.Generator) -> None:
+    weight, x = nn.Parameter(rng.normal(size=(2, 3))), Tensor(rng.normal(size=(4, 3)), requires_grad=True)
+    early = F.linear(x, weight).sum()
+    F.linear(x, weight).sum().backward()
+    optim.SGD([weight], 1.0).step()
+    x.grad = None
+    with pytest.raises(RhemeError, match="updated in place"):
+        early.backward()
+    assert x.grad is None
+    F.linear(x, weight).sum().backward()
+    np.testing.assert_allclose(x.grad, np.broadcast_to(weight.data.sum(axis=0), (4, 3)), rtol=1e-12)
 
 
 def test_no_grad_records_nothing_and_is_per_thread() -> None:

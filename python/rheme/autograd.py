@@ -46,13 +46,14 @@ def grad_enabled() -> bool:
 
 
 class _Node:
-    """One recorded op. Its output tensors point to it, it points to its input tensors."""
+    """One recorded op. Its output tensors point to it, it points to its input tensors, and remembers their versions."""
 
-    __slots__ = ("backward", "grads", "inputs", "number")
+    __slots__ = ("backward", "grads", "inputs", "number", "versions")
 
     def __init__(self, inputs: Sequence["Tensor | None"], backward: Backward, outputs: int) -> None:
         self.number = next(_numbers)
         self.inputs: Sequence[Tensor | None] = inputs
+        self.versions = [tensor.version for tensor in inputs if tensor is not None]
         self.backward: Backward | None = backward
         self.grads: list[Array | None] = [None] * outputs
 
@@ -62,7 +63,7 @@ class Tensor:
 
     data: a NumPy or CuPy array, or what NumPy makes one of (floats become float32). `grad` is None until `backward` reaches
     a tensor that was made with requires_grad; then an array shaped like data, not to be changed in place: tensors may share it.
-    `version` counts in-place updates by optimisers and loads.
+    `version` counts in-place updates by optimisers and loads: `backward` refuses a tensor that was updated since it was used.
     """
 
     __slots__ = ("__weakref__", "_index", "_node", "data", "grad", "requires_grad", "version")
@@ -219,6 +220,8 @@ def _deliver(tensor: Tensor, grad: Array) -> None:
 
 def _run(node: _Node) -> None:
     if node.backward is not None and [grad for grad in node.grads if grad is not None]:
+        if [tensor.version for tensor in node.inputs if tensor is not None] != node.versions:
+            raise RhemeError("backward: a tensor was updated in place after the forward pass had used it; compute it again")
         grads = node.backward(*node.grads)
         if len(grads) != len(node.inputs):
             raise RhemeError(f"backward of a recorded op gave {len(grads)} gradients for {len(node.inputs)} inputs")
