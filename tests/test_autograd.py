@@ -222,6 +222,11 @@ def test_record_gives_none_for_an_unused_output_and_checks_what_comes_back() -> 
         record(x.data + 0, (x,), lambda dy: (dy, dy)).sum().backward()
     with pytest.raises(RhemeError, match=r"float64 \(1,\)"):
         record(x.data + 0, (x,), lambda dy: (dy[:1],)).sum().backward()
+    wrong: list[tuple[Any, str]] = [(None, "a NoneType, not a tuple"), (x.data, "a ndarray, not a tuple")]
+    wrong += [(([1.0, 1.0, 1.0],), "a list for a gradient"), ((Tensor(x.data),), "a Tensor for a gradient")]
+    for given, message in wrong:
+        with pytest.raises(RhemeError, match=f"backward of a recorded op gave {message}"):
+            record(x.data + 0, (x,), lambda _, given=given: given).sum().backward()
 
 
 def test_a_long_chain_needs_no_recursion() -> None:

@@ -223,11 +223,15 @@ def _run(node: _Node) -> None:
         if [tensor.version for tensor in node.inputs if tensor is not None] != node.versions:
             raise RhemeError("backward: a tensor was updated in place after the forward pass had used it; compute it again")
         grads = node.backward(*node.grads)
+        if not isinstance(grads, tuple | list):
+            raise RhemeError(f"backward of a recorded op gave a {type(grads).__name__}, not a tuple of gradients")
         if len(grads) != len(node.inputs):
             raise RhemeError(f"backward of a recorded op gave {len(grads)} gradients for {len(node.inputs)} inputs")
         for tensor, grad in zip(node.inputs, grads, strict=True):
             if tensor is None or grad is None:
                 continue
+            if not (isinstance(grad, np.ndarray | np.generic) or ops.on_gpu(grad)):
+                raise RhemeError(f"backward of a recorded op gave a {type(grad).__name__} for a gradient, not an array")
             if grad.shape != tensor.shape or grad.dtype != tensor.dtype:
                 given, wanted = f"{grad.dtype} {grad.shape}", f"{tensor.dtype} {tensor.shape}"
                 raise RhemeError(f"backward of a recorded op gave a gradient {given} for an input {wanted}")
