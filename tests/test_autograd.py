@@ -12,7 +12,7 @@ import pytest
 from rheme import functional as F
 from rheme import nn, ops, optim
 from rheme.autograd import Tensor, gradcheck, no_grad, record
-from rheme.errors import RhemeError
+from rheme.errors import InputError, RhemeError
 
 LENGTHS = np.array([4, 0, 1, 3])
 IDS = np.array([[0, 2, 2], [4, 0, 2]])
@@ -256,6 +256,17 @@ def test_tensors_mix_with_arrays_numbers_and_lists() -> None:
         _ = x[np.array([0])]
     with pytest.raises(TypeError, match="int64"):
         Tensor([1, 2], requires_grad=True)
+
+
+def test_ops_without_a_tensor_or_a_weight_are_refused() -> None:
+    for op in (F.add, F.sub, F.mul, F.div):
+        with pytest.raises(InputError, match="one of them must be a tensor"):
+            op(1, np.float32(2))
+    with pytest.raises(InputError, match="no arrays to join"):
+        F.concat([])
+    for weights in ([], [[np.ones((4, 1))] * 3]):
+        with pytest.raises(InputError, match="lstm: weights must hold"):
+            F.lstm(np.ones((2, 1, 1)), weights)
 
 
 def test_linear_skips_the_gradients_that_nobody_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -505,7 +505,7 @@ def test_binary_ops_broadcast_as_numpy_does(a: tuple[int, ...], b: tuple[int, ..
         np.testing.assert_allclose(grad.sum(), dy.sum(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), (0, 2), (2, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, np.int64(1), (0, 1), (0, 2), (2, 1), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_reductions_take_any_axes(axis: Any, keepdims: bool, rng: np.random.Generator) -> None:
     x = rng.normal(size=(3, 4, 5))

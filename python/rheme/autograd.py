@@ -13,7 +13,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from rheme import ops
-from rheme.errors import RhemeError
+from rheme.errors import InputError, RhemeError
 from rheme.ops import Array, Axis
 
 Backward = Callable[..., Sequence[Array | None]]
@@ -288,12 +288,14 @@ def _number(value: Any) -> bool:
 def _pair(a: Any, b: Any) -> tuple[Any, Any]:
     """Both as tensors, but for a Python number."""
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else None
+    if like is None and _number(a) and _number(b):
+        raise InputError(f"{a} and {b} are two numbers: one of them must be a tensor or an array")
     a = a if _number(a) else as_tensor(a, like)
     return a, b if _number(b) else as_tensor(b, a if isinstance(a, Tensor) else like)
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b; shapes broadcast, and either may be a Python number. So for `sub`, `mul` and `div`."""
+    """a + b; shapes broadcast, and one of them may be a Python number. So for `sub`, `mul` and `div`."""
     a, b = _pair(a, b)
     if _number(a):
         a, b = b, a

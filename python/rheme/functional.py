@@ -25,6 +25,7 @@ from rheme.autograd import (
     sum,
     transpose,
 )
+from rheme.errors import InputError
 from rheme.ops import Array, Axis
 
 __all__ = [
@@ -108,6 +109,8 @@ def lstm(
     lengths (N,), 0..T, in any order; h0, c0 (R, N, H). Returns y (T, N, R*H), zero past a row's length, and h_n, c_n (R, N, H).
     """
     directions = [tuple(as_tensor(w) for w in direction) for direction in weights]
+    if not directions or any(len(direction) != 4 for direction in directions):
+        raise InputError("lstm: weights must hold w_ih, w_hh, b_ih and b_hh for each of one or two directions")
     x = beside(x, directions[0][2])
     h0, c0 = _optional(h0, x), _optional(c0, x)
     if directions[0][0].packed is not None and not _recording(x, h0, c0):

@@ -203,6 +203,8 @@ def expand(x: Array, shape: tuple[int, ...]) -> Array:
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Arrays of one shape but for `axis`, joined along it, on a GPU where one of them is."""
+    if not len(arrays):
+        raise InputError("concat: there are no arrays to join")
     first = arrays[0]
     for x in arrays:
         if type(x) is not np.ndarray and on_gpu(x):

@@ -15,7 +15,7 @@ class _Reduction:
 
     def __init__(self, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> None:
         rank = len(shape)
-        axes = tuple(range(rank)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+        axes = tuple(range(rank)) if axis is None else (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
         axes = tuple(sorted({axis_of(i, shape) for i in axes}))
         self.shape = shape
         first, last = (axes[0], axes[-1] + 1) if axes else (rank, rank)
