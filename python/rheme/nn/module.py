@@ -18,6 +18,9 @@ class Parameter(Tensor):
     For inference it may be stored small, as int8 or float16 (`quantization.py`): then `packed` is what the core computes on,
     and `data` makes it float32 anew at each use, so that whoever knows nothing of it still gets the right numbers. Setting
     `data` ends that.
+
+    Layers keep packed copies of their weights for inference. Setting `data` makes them anew; a write into its memory
+    (`weight.data[0] = 1`) must be followed by `weight.version += 1`.
     """
 
     __slots__ = ("_array", "packed")
@@ -126,7 +129,7 @@ class Module:
         return sum(parameter.size for parameter in self.parameters())
 
     def state_dict(self) -> dict[str, Array]:
-        """Name -> array: the parameters' own memory, not copies."""
+        """Name -> array: the parameters' own memory, not copies. A write into it counts `version` up (`Parameter`)."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def check_state(self, found: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
