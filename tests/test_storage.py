@@ -72,6 +72,14 @@ def test_int8(tmp_path: Path) -> None:
     assert sizes[0] > 1.9 * sizes[1] > 3.4 * sizes[2]
 
 
+def test_int8_of_no_columns_and_of_no_numbers(tmp_path: Path) -> None:
+    state = storage.load(save(tmp_path / "m", state={"w": np.zeros((3, 0), np.float32)}, dtype="int8")).state
+    assert state["w"].shape == (3, 0)
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(InputError, match=r"the weight 'w' holds numbers that are not finite"):
+            storage.compress({"w": np.array([[1, 2], [value, 3]], np.float32)}, "int8")
+
+
 def test_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="float32, float16, int8"):
         save(tmp_path / "m", dtype="int4")
@@ -258,3 +266,10 @@ def test_arrays_in_a_file(tmp_path: Path) -> None:
     assert storage.check_arrays(tmp_path / "x")["a"] == ("int64", (2, 3))
     for name, array in storage.read_arrays(tmp_path / "x").items():
         np.testing.assert_array_equal(array, arrays[name])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "complex64"])
+def test_arrays_that_would_not_be_read_are_not_written(dtype: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"the array 'a' is {dtype}, which is not stored: one of float64, .*, bool$"):
+        storage.write_arrays(tmp_path / "x", {"a": np.ones(3, dtype)})
+    assert not (tmp_path / "x").exists()

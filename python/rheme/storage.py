@@ -59,6 +59,9 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[
     from safetensors.numpy import save
 
     plain = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}  # () would be (1,)
+    for name, array in plain.items():
+        if array.dtype.name not in _NAMES.values():
+            raise InputError(f"the array {name!r} is {array.dtype}, which is not stored: one of {', '.join(_NAMES.values())}")
     _write(Path(path), save(plain, metadata=dict(metadata or {})))
 
 
@@ -146,7 +149,9 @@ def compress(state: Mapping[str, Any], dtype: str) -> dict[str, Any]:
             out[name] = array.astype(np.float16)
         else:
             weight = np.ascontiguousarray(array, np.float32)
-            largest = np.abs(weight).max(axis=1, keepdims=True)
+            largest = np.abs(weight).max(axis=1, keepdims=True, initial=0)
+            if not np.isfinite(largest).all():
+                raise InputError(f"the weight {name!r} holds numbers that are not finite: int8 has none for them")
             scale = ops.div(np.where(largest > 0, largest, np.float32(1)), np.full((1, 1), 127, np.float32))
             out[name] = np.rint(ops.div(weight, scale)).astype(np.int8)
             out[name + SCALE] = np.ascontiguousarray(scale[:, 0])
