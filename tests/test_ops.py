@@ -574,6 +574,10 @@ def test_ops_say_what_is_wrong() -> None:
         ops.sum(x, 2)
     with pytest.raises(ValueError, match="targets"):
         ops.linear_cross_entropy(x, x, None, [1])
+    rows, folded = np.zeros((6, 3), np.float32), np.zeros((2, 3, 3), np.float32)
+    for others, name in (((rows, folded), "logvar"), ((folded, rows), "eps")):
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape \(2, 3, 3\), that of mu, got \(6, 3\)$"):
+            ops.gaussian_kl(folded, *others)
     for draw in (ops.random_uniform, ops.random_normal):
         with pytest.raises(ValueError, match=r"^stream: -1, wanted 0\.\.2\*\*64-1$"):
             draw(0, -1, 0, (3,))

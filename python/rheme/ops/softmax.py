@@ -155,10 +155,14 @@ def gaussian_kl(
     mu, logvar, eps (..., D) -> z, kl (..., D). A kl below free_bits is set to free_bits and gets no gradient: each by itself
     (free_bits_over "sample"), or a whole column by its mean ("batch"; Kingma et al. 2016).
     """
+    eps = asarray(eps, like=mu)
+    for name, array in (("logvar", logvar), ("eps", eps)):
+        if array.shape != mu.shape:
+            raise ValueError(f"{name}: expected shape {mu.shape}, that of mu, got {array.shape}")
     z, kl = backend(mu).gaussian_kl(
         mu=as_rows(mu, "mu"),
         logvar=as_rows(logvar, "logvar"),
-        eps=as_rows(asarray(eps, like=mu), "eps"),
+        eps=as_rows(eps, "eps"),
         free_bits=float(free_bits),
         free_bits_over=free_bits_over,
     )
