@@ -177,6 +177,8 @@ def test_from_keras_keeps_the_gates(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(c_n.data[0], c, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="from_keras"):
         nn.LSTM.from_keras(recurrent, kernel, bias)
+    with pytest.raises(InputError, match="from_keras"):
+        nn.LSTM.from_keras(kernel, np.float32(1), bias)
 
 
 # Modules ----------------------------------------------------------------------------------------------------------------------
@@ -327,6 +329,9 @@ def test_lstm_says_what_shape_it_wants() -> None:
         lstm(np.ones((2, 1, 3), np.float32), (np.ones((1, 1, 4), np.float32),) * 2)
     with pytest.raises(InputError, match="at least 1"):
         nn.LSTM(3, 0)
+    for sizes in ((0, 0), (3, 0), (-1, 2)):
+        with pytest.raises(InputError, match="Embedding: num_embeddings must be"):
+            nn.Embedding(*sizes)
 
 
 def test_attention_and_latent_layers(rng: np.random.Generator) -> None:
@@ -386,6 +391,19 @@ def test_a_norm_that_is_not_finite_changes_nothing() -> None:
     assert (optimiser.step_count, parameter.version) == (0, 0)
     with pytest.raises(InputError, match="no parameters"):
         optim.AdamW([])
+
+
+def test_an_optimiser_refuses_numbers_below_zero() -> None:
+    parameter = nn.Parameter(np.ones(3, np.float32))
+    parameter.grad = np.ones(3, np.float32)
+    for bad in (-1.0, np.nan):
+        with pytest.raises(InputError, match="max_norm must be at least 0"):
+            optim.SGD([parameter], 0.1).step(bad)
+        with pytest.raises(InputError, match="momentum must be at least 0"):
+            optim.SGD([parameter], 0.1, momentum=bad)
+        with pytest.raises(InputError, match="epsilon must be at least 0"):
+            optim.AdamW([parameter], epsilon=bad)
+    np.testing.assert_array_equal(parameter.data, np.ones(3))
 
 
 def test_schedules() -> None:

@@ -47,6 +47,8 @@ class _Optimizer:
         max_norm: where the norm is larger, the gradients are scaled down to it (Pascanu et al. 2013). A norm that is not finite
         leaves the parameters, the state and `step_count` as they are: the caller sees it in what is returned.
         """
+        if max_norm is not None and not max_norm >= 0:
+            raise InputError(f"max_norm must be at least 0, not {max_norm}")
         norm = self.norm()
         if not math.isfinite(norm):
             return norm
@@ -104,6 +106,8 @@ class AdamW(_Optimizer):
         super().__init__(params, learning_rate, weight_decay)
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
             raise InputError(f"betas must be at least 0 and below 1, not {betas}")
+        if not epsilon >= 0:
+            raise InputError(f"epsilon must be at least 0, not {epsilon}")
         self.betas = betas
         self.epsilon = epsilon
 
@@ -128,6 +132,8 @@ class SGD(_Optimizer):
     def __init__(
         self, params: Iterable[Tensor], learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
+        if not momentum >= 0:
+            raise InputError(f"momentum must be at least 0, not {momentum}")
         self.slots = ("momentum",) if momentum else ()
         super().__init__(params, learning_rate, weight_decay)
         self.momentum = momentum

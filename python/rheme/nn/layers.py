@@ -18,6 +18,8 @@ class Embedding(Module):
     """ids int64 (...) -> (..., embedding_dim). Starts normal with deviation embedding_dim**-0.5, fit for tying to an output."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        if num_embeddings < 0 or embedding_dim < 1:
+            raise InputError("Embedding: num_embeddings must be at least 0 and embedding_dim at least 1")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.weight = Parameter(normal((num_embeddings, embedding_dim), embedding_dim**-0.5))

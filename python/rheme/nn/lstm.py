@@ -132,7 +132,7 @@ class LSTM(Module):
         Keras' gates stand in the same order (i f c o, c being g), so only the axes are swapped. InputError for wrong shapes.
         """
         kernel, recurrent, bias = (np.asarray(w, np.float32) for w in (kernel, recurrent_kernel, bias))
-        hidden = recurrent.shape[0]
+        hidden = len(recurrent) if recurrent.ndim else 0
         if (
             kernel.ndim != 2
             or recurrent.shape != (hidden, 4 * hidden)

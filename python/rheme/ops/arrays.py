@@ -111,7 +111,7 @@ def asarray(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
         elif kind == "i" or (kind == "u" and array.dtype.itemsize not in (1, 8)):
             dtype = np.int64
         else:
-            dtype = array.dtype
+            dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder()
     if array.dtype != dtype:
         array = array.astype(dtype)
     if like is not None and on_gpu(array) != on_gpu(like):
