@@ -18,6 +18,7 @@ from rheme.ops import Array, Axis
 
 Backward = Callable[..., Sequence[Array | None]]
 
+_ARRAYS = (np.ndarray, np.generic)
 _numbers = itertools.count()  # creation order; an op's inputs were always created before it
 
 
@@ -230,7 +231,7 @@ def _run(node: _Node) -> None:
         for tensor, grad in zip(node.inputs, grads, strict=True):
             if tensor is None or grad is None:
                 continue
-            if not (isinstance(grad, np.ndarray | np.generic) or ops.on_gpu(grad)):
+            if not (isinstance(grad, _ARRAYS) or ops.on_gpu(grad)):
                 raise RhemeError(f"backward of a recorded op gave a {type(grad).__name__} for a gradient, not an array")
             if grad.shape != tensor.shape or grad.dtype != tensor.dtype:
                 given, wanted = f"{grad.dtype} {grad.shape}", f"{tensor.dtype} {tensor.shape}"
