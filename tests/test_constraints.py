@@ -270,6 +270,9 @@ def test_what_cannot_be_asked_for(tokenizer: Tokenizer) -> None:
             Constraints.of_texts(GenerationOptions(**options), tokenizer, 2)
     with pytest.raises(InputError, match="an empty text"):
         GenerationOptions(forbid=(" ",))
+    wide = Tokenizer.train(LINES, 420)  # whose normalisation leaves nothing of a space without width
+    with pytest.raises(InputError, match=r"require: '\\u200b' has nothing that can be written"):
+        Constraints.of_texts(GenerationOptions(require=("\u200b",)), wide, 1)
     bound = Constraints.of_texts(GenerationOptions(require=("cat",)), tokenizer, 1)
     with pytest.raises(InputError, match="beam search"):
         write(Writer(len(tokenizer), tokenizer.eos_id), [0], tokenizer, bound, do_sample=True)
@@ -306,6 +309,24 @@ def test_a_text_ends_with_a_stop_string(tokenizer: Tokenizer) -> None:
                 assert "at m" not in head
             elif beams == 1:
                 assert after[0].ids == before[0].ids
+
+
+def test_a_prefix_holds_no_stop_string(tokenizer: Tokenizer) -> None:
+    model = Speller(tokenizer, ("cat", "mat"))
+    for beams in (1, 4):
+        plain = GenerationOptions(prefix="The old cat")
+        free = Constraints.of_texts(plain, tokenizer, 6, forbid=tokenizer.unwritable)
+        bound = Constraints.of_texts(
+            GenerationOptions(prefix="The old cat", stop=("old", "cat")), tokenizer, 6, forbid=tokenizer.unwritable
+        )
+        size = len(tokenizer.encode(["The old cat"])[0])
+        pairs = zip(*(write(model, range(6), tokenizer, some, num_beams=beams, max_new_tokens=25) for some in (free, bound)))
+        for [before, *_], [after, *_] in pairs:
+            assert len(after.ids) > size or after == before
+            head, rest = (tokenizer.decode([ids])[0] for ids in (after.ids[size:-1], before.ids[size:]))
+            assert "cat" not in head
+            if "cat" not in rest and beams == 1:
+                assert after == before
 
 
 def test_a_prefix_then_the_rest(tokenizer: Tokenizer) -> None:

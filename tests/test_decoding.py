@@ -213,6 +213,25 @@ def test_a_loop_is_cut_and_flagged() -> None:
     assert not beam.repeating
 
 
+class Chorus(Toy):
+    """Says 5 once and ends, or says it for ever."""
+
+    def row(self, table: int, ids: tuple[int, ...]) -> np.ndarray:
+        logits = np.full(9, -np.inf, np.float32)
+        logits[5] = 5.0
+        logits[EOS] = 5.0 if ids.count(5) == 1 else -np.inf
+        return logits
+
+
+@pytest.mark.parametrize("beams", [2, 3, 4])
+def test_a_cut_loop_is_no_second_answer(beams: int) -> None:
+    model = Chorus(9)
+    [found] = run(model, model.start(0), 1, num_beams=beams, num_return_sequences=beams, max_new_tokens=40)
+    texts = [tuple(h.ids) for h in found]
+    assert (5,) in texts
+    assert len(set(texts)) == len(texts)
+
+
 def test_no_repeat_ngram_size() -> None:
     model = Stuck(9)
     for options in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 3}):
@@ -297,6 +316,11 @@ def test_options_from_plain_values() -> None:
         ({"num_return_sequences": 2}, "do_sample or as many beams"),
         ({"length_penalty": -500.0}, "length_penalty = -500.0: out of its range"),
         ({"stop": ("",)}, "stop: an empty text"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens = 1000000000000: out of its range"),
+        ({"max_new_tokens": 10**25}, "max_new_tokens"),
+        ({"top_k": 2**31}, "top_k = 2147483648: out of its range"),
+        ({"forbid": "a\ud800"}, r"forbid: 'a\\ud800' holds a lone surrogate"),
+        ({"prefix": "\udfff"}, "prefix: .* lone surrogate"),
     ],
 )
 def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
@@ -307,6 +331,8 @@ def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
 def test_options_of_sampling_are_not_passed_over() -> None:
     with pytest.raises(InputError, match="temperature, top_k: for sampling alone; set do_sample=true, and num_beams=1"):
         GenerationOptions(temperature=0.7, top_k=9).check_sampling()
+    with pytest.raises(InputError, match="^top_p: for sampling alone"):
+        GenerationOptions(temperature=0.0, top_p=0.5).check_sampling()
     for options in ({"temperature": 0.0}, {"do_sample": True, "top_p": 0.5}, {"num_beams": 4}):
         GenerationOptions.parse(options).check_sampling()
 

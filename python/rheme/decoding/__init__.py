@@ -123,7 +123,7 @@ def _single_paths(
                 done[p] = path.hypothesis(options, True, constraints)
                 continue
             path.ids.append(token)
-            if constraints.stopped is not None and constraints.stopped(path.ids):
+            if path.stopped(constraints):
                 done[p] = path.hypothesis(options, True, constraints)
             elif len(path.ids) >= limits[path.source] or (forced is None and loop(path.ids)):
                 done[p] = path.hypothesis(options, False, constraints)

@@ -73,7 +73,7 @@ def beam_search(
                 path = paths[row].extended(token, value)
                 if path.bound and path.progress.missing > limits[source] - len(path.ids):  # type: ignore[union-attr]
                     continue  # no room for what is required
-                if constraints.stopped is not None and not path.bound and constraints.stopped(path.ids):
+                if path.stopped(constraints):
                     finished[source].append(path.hypothesis(options, True, constraints))
                 elif not forced[row][0] and not path.bound and loop(path.ids):
                     rest[source].append(path.hypothesis(options, False, constraints))
@@ -98,7 +98,7 @@ def beam_search(
     answers = []
     for done, others in zip(finished, rest, strict=True):
         others = sorted(others, key=lambda h: (h.repeating, *_order(h)))
-        answers.append([*done, *_distinct(others)][: options.num_return_sequences])
+        answers.append(_distinct([*done, *others])[: options.num_return_sequences])
     return answers
 
 
@@ -165,8 +165,11 @@ def _order(hypothesis: Hypothesis) -> tuple[float, list[int]]:
 
 
 def _distinct(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    """Without the texts that became equal when their loops were cut."""
-    return list({tuple(h.ids): h for h in reversed(hypotheses)}.values())[::-1]
+    """Without the texts that became equal to one before them when their loops were cut."""
+    found: dict[tuple[int, ...], Hypothesis] = {}
+    for hypothesis in hypotheses:
+        found.setdefault(tuple(hypothesis.ids), hypothesis)
+    return list(found.values())
 
 
 def _settled(finished: list[Hypothesis], kept: list[Path], options: GenerationOptions) -> bool:

@@ -174,7 +174,10 @@ class Required:
 
 
 def required(text: str, tokenizer: Tokenizer) -> Required:
-    """How a tokenizer writes a required text: after a space, or right after what is no word; at the start, with a capital."""
+    """How a tokenizer writes a required text: after a space, or right after what is no word; at the start, with a capital.
+
+    InputError for one of which nothing is left, such as a space of no width.
+    """
     plain = " ".join(text.split())
     ways = [Way(tuple(tokenizer.encode([plain])[0]))]
     ids = tokenizer.encode(["." + plain])[0]  # behind a full stop nothing is merged with what follows, and no space comes first
@@ -182,8 +185,11 @@ def required(text: str, tokenizer: Tokenizer) -> Required:
     start = next((k for k in range(1, len(ids)) if b"".join(spelt[:k]).strip() == b"."), 0)
     if start and tuple(ids[start:]) != ways[0].ids:
         ways.append(Way(tuple(ids[start:]), tight=_is_word(plain.lstrip("-")[:1])))  # -5 is not to become 5-5
-    if plain[0].islower():
+    if plain[:1].islower():
         ways.append(Way(tuple(tokenizer.encode([plain[0].upper() + plain[1:]])[0]), first=True))
+    ways = [way for way in ways if b"".join(tokenizer.surfaces[index] for index in way.ids).strip()]
+    if not ways:
+        raise InputError(f"require: {text!r} has nothing that can be written")
     return Required(tuple(ways), _is_word(plain[-1]))
 
 
@@ -307,7 +313,7 @@ class Constraints:
     """What a text must keep to.
 
     forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
-    option's. stopped: whether a text (its ids) is to end here; called after each piece. phrases: words and phrases that must
+    option's. stopped: whether a text (its ids after its prefix) is to end here; called after each piece. phrases: words and phrases that must
     not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
     go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits. favoured: per
     input, the words that its text gains by writing. reserved: per input, ids that its text holds only in what is required, and

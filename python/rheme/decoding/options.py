@@ -9,6 +9,7 @@ import msgspec
 from rheme.errors import InputError
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_MOST_TOKENS = 1_000_000  # pieces of a text: its random bits are held for all of them
 _TEXTS = ("stop", "forbid", "require")  # each one or several strings
 
 
@@ -22,7 +23,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     al. 2016), of models that attend to a source: finished texts of a beam search gain b * sum over the source of
     log(min(attention received, 1)), so that those that leave a part of it out fall behind; with coverage "once", for summaries,
     they lose b * the attention received beyond 1, so that those that read a part of it twice do. early_stopping: end a beam
-    search with the first num_beams finished texts. stop: a text ends with the piece that completes one of these strings.
+    search with the first num_beams finished texts. stop: a text ends with the piece that completes one of these strings behind
+    the prefix.
 
     forbid: words or phrases that are not to be written, in whatever case. require: words or phrases that must be. prefix: how
     the text begins. See `Constraints.of_texts`.
@@ -63,6 +65,8 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
             if getattr(self, name) < low:
                 raise InputError(f"{name} = {getattr(self, name)}: must be at least {low}")
         for name, fits in (
+            ("max_new_tokens", self.max_new_tokens <= _MOST_TOKENS),
+            ("top_k", self.top_k < 2**31),
             ("temperature", 0 <= self.temperature < math.inf),
             ("top_p", 0 < self.top_p <= 1),
             ("min_p", 0 <= self.min_p <= 1),
@@ -78,6 +82,10 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
                 raise InputError(f"{name}: an empty text")
         if "" in self.stop:
             raise InputError("stop: an empty text")
+        for name, texts in (*((name, getattr(self, name)) for name in _TEXTS), ("prefix", (self.prefix,))):
+            for text in texts:
+                if any("\ud800" <= char <= "\udfff" for char in text):
+                    raise InputError(f"{name}: {text!r} holds a lone surrogate, which is no character")
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(f"min_new_tokens = {self.min_new_tokens}: more than max_new_tokens = {self.max_new_tokens}")
         if self.do_sample and self.num_beams > 1:
@@ -106,5 +114,6 @@ class GenerationOptions(msgspec.Struct, kw_only=True, frozen=True):
     def check_sampling(self) -> None:
         """InputError for options of sampling where nothing is sampled, so that none is passed over."""
         idle = [name for name in _OF_SAMPLING if getattr(self, name) != getattr(GenerationOptions(), name)]
-        if idle and not self.do_sample and self.temperature:
+        idle = [name for name in idle if name != "temperature" or self.temperature]  # at 0 it says that nothing is sampled
+        if idle and not self.do_sample:
             raise InputError(f"{', '.join(idle)}: for sampling alone; set do_sample=true, and num_beams=1")

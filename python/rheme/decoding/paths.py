@@ -86,6 +86,13 @@ class Path:
         prefix, written = constraints.prefixes[self.source], len(self.ids)
         return int(prefix[written]) if written < len(prefix) else None
 
+    def stopped(self, constraints: Constraints) -> bool:
+        """Whether the text is to end with its last piece; what its prefix holds ends none."""
+        if constraints.stopped is None or self.bound:
+            return False
+        start = len(constraints.prefixes[self.source]) if constraints.prefixes is not None else 0
+        return len(self.ids) > start and constraints.stopped(self.ids[start:])
+
     def hypothesis(self, options: GenerationOptions, finished: bool, constraints: Constraints) -> Hypothesis:
         """The text as it stands; one that ended in a loop is cut, and one cut off does not end with a forbidden word."""
         ids, scores, score = self.ids, self.scores, self.score
