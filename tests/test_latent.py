@@ -58,6 +58,9 @@ def test_decoding_is_what_generation_does(space: Any) -> None:
     for wrong, message in (([[1.0, 2.0]], "have 4 numbers"), ([[math.nan] * 4], "finite"), ([["x"] * 4], "rows of 4 numbers")):
         with pytest.raises(InputError, match=message):
             space.decode(wrong)
+    for wrong, message in (([[10**400, 0, 0, 0]], "finite"), ([[1e39, 0, 0, 0]], "finite")):
+        with pytest.raises(InputError, match=message):
+            space.decode(wrong)
 
 
 def test_samples_have_the_posteriors_moments(space: Any) -> None:
@@ -131,12 +134,38 @@ def test_a_shift_that_keeps_words(space: Any) -> None:
         ("strength", {"strength": math.inf}),
         ("have 4 numbers", {"direction": direction[:2]}),
         ("finite", {"direction": [math.nan] * 4}),
+        ("finite", {"direction": [10**400] * 4}),
+        ("finite", {"direction": [1e39] * 4}),
+        ("finite", {"strength": 1e39}),
         ("4 numbers", {"direction": ["x"] * 4}),
         ("empty", {"texts": [" "]}),
         ("num_beams", {"num_beam": 2}),
     ):
         with pytest.raises(InputError, match=message):
             space.shift(**{"texts": TEXTS[:1], "direction": direction} | wrong)
+
+
+def test_a_shift_keeps_to_options_from_anywhere(folder: Path) -> None:
+    def shifted(given: dict[str, Any], **options: Any) -> str:
+        loaded: Any = rheme.load("generation", folder, **given)
+        return str(loaded.latent.shift(TEXTS[:1], np.zeros(4), **options)[0])
+
+    assert shifted({}) == TEXTS[0]
+    required: dict[str, Any] = {"require": "girl", "max_new_tokens": 12}
+    for given in ({"forbid": "cat"}, required, {"prefix": "A dog"}, {"min_new_tokens": 8}, {"stop": "s"}):
+        written = shifted(given)
+        assert written == shifted({}, **given)
+        assert written != TEXTS[0]
+    assert shifted({"num_beams": 2}, forbid="cat") == shifted({}, num_beams=2, forbid="cat")
+    assert shifted({}, do_sample="false", forbid="cat") == shifted({}, forbid="cat")
+    for wrong, message in (
+        ({"temperature": 0.8}, "temperature: for sampling alone"),
+        ({"top_k": 3}, "top_k: for sampling alone"),
+        ({"num_return_sequences": 2}, "num_return_sequences: each text is rewritten once"),
+    ):
+        for where in ((wrong, {}), ({}, wrong)):
+            with pytest.raises(InputError, match=message):
+                shifted(where[0], **where[1])
 
 
 def test_what_a_transfer_ranks_by(space: Any) -> None:
@@ -197,6 +226,8 @@ def test_mix_and_walk(space: Any) -> None:
     code = mu[0].copy()
     code[2] = 1.5
     assert walked[-1][1] == space.decode(code)[0]
+    with pytest.raises(InputError, match=r"reach = 1e\+39: must be above 0 and at most 3\.4e\+38"):
+        space.walk("a", 0, 3, 1e39)
     for call in (lambda: space.mix("a", "b", 1), lambda: space.walk("a", 4), lambda: space.walk("a", 0, 3, math.nan)):
         with pytest.raises(InputError):
             call()
@@ -241,6 +272,12 @@ def test_options_of_generation_are_served_or_told(folder: Path) -> None:
         ("say how many with n", {"num_return_sequences": 3}),
         ("temperature = 0.5: above 0 it samples", {"do_sample": False, "temperature": 0.5}),
         ("excludes num_beams", {"num_beams": 2, "temperature": 0.5}),
+        ("at `temperature`", {"temperature": "warm"}),
+        ("at `temperature`", {"temperature": "warm", "like": TEXTS[0]}),
+        ("temperature = -1.0: out of its range", {"temperature": -1, "like": TEXTS[0]}),
+        ("top_p: for sampling alone", {"top_p": 0.1}),
+        ("lone surrogate", {"prompt": "\ud800"}),
+        ("top_k, min_p: for sampling alone", {"top_k": 3, "min_p": 0.1, "temperature": 0}),
     ):
         with pytest.raises(InputError, match=message):
             task.generate(1, **options)

@@ -264,6 +264,15 @@ def test_lists_are_encoded_as_one_by_one(tokenizer: Tokenizer) -> None:
     assert "😀" not in tokenizer.characters
 
 
+def test_a_lone_surrogate_is_read_as_a_question_mark(tokenizer: Tokenizer) -> None:
+    for count in (1, 40):
+        assert tokenizer.encode(["a \ud800b", "c"] * count) == tokenizer.encode(["a ?b", "c"] * count)
+    assert tokenizer.normalize("\udfff") == tokenizer.normalize("?")
+    assert Tokenizer.train(["a b c", "\ud800 a"], 300).to_bytes() == Tokenizer.train(["a b c", "? a"], 300).to_bytes()
+    with pytest.raises((RuntimeError, TypeError)):
+        tokenizer.encode([None])  # type: ignore[list-item]
+
+
 def test_a_torn_byte_sequence_is_left_out(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(["😀"])[0]
     assert tokenizer.decode([ids[:-1]]) == [""]

@@ -55,7 +55,10 @@ class LatentSpace:
     def decode(self, codes: Any, **options: Any) -> list[str]:
         """The sentence of each code. options: as for generating. InputError for codes of another size, or not finite."""
         try:
-            z = np.ascontiguousarray(codes, self.task.model.embedding.weight.dtype)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+                z = np.ascontiguousarray(codes, self.task.model.embedding.weight.dtype)
+        except OverflowError:
+            raise InputError("a code must hold finite numbers only") from None
         except (TypeError, ValueError):
             raise InputError(f"codes must be rows of {self.size} numbers each") from None
         z = z[None] if z.ndim == 1 else z
@@ -85,9 +88,10 @@ class LatentSpace:
             raise InputError(f"dim = {dim}: this model's codes have dimensions 0 to {self.size - 1}")
         if steps < 2:
             raise InputError(f"steps = {steps}: must be at least 2")
-        if not 0 < reach < math.inf:
-            raise InputError(f"reach = {reach}: must be above 0")
         mu, _ = self.encode([text])
+        most = float(np.finfo(mu.dtype).max)
+        if not 0 < reach <= most:
+            raise InputError(f"reach = {reach}: must be above 0 and at most {most:.2g}")
         z = np.repeat(mu, steps, axis=0)
         values = [reach * (2.0 * i / (steps - 1) - 1.0) for i in range(steps)]
         z[:, dim] = values
@@ -127,12 +131,16 @@ class LatentSpace:
             raise InputError(f"keep = {keep}: must be at least 0 (0: decode the moved code alone) and finite")
         mu, _ = self.encode(texts)
         try:
-            move = np.asarray(direction, mu.dtype)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+                move = np.asarray(direction, mu.dtype)
+        except OverflowError:
+            raise InputError("a direction must hold finite numbers only") from None
         except (TypeError, ValueError):
             raise InputError(f"a direction must be {self.size} numbers") from None
         if move.shape != (self.size,):
             raise InputError(f"a direction of shape {move.shape}: this model's have {self.size} numbers")
-        move = ops.mul(move, strength)
+        with np.errstate(over="ignore"):
+            move = ops.mul(move, strength)
         if not np.isfinite(move).all():
             raise InputError("a direction must hold finite numbers only")
         if not keep:

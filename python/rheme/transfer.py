@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheme import decoding, ops
+from rheme.errors import InputError
 from rheme.text import batches
 
 Array = NDArray[Any]
@@ -50,11 +51,17 @@ class Transfer:
     def __init__(self, task: Any, move: Array, keep: float, options: Mapping[str, Any]) -> None:
         self.model, self.tokenizer = task.model, task.tokenizer
         self._move, self._keep = move, keep
-        beams = 1 if options.get("do_sample") else _BEAMS
-        settings = decoding.GenerationOptions.parse({**task.options, "num_beams": beams, "length_penalty": 0.0, **options})
-        self._settings = msgspec.structs.replace(settings, num_return_sequences=settings.num_beams)
-        self._free = not {"forbid", "require", "prefix", "max_new_tokens"} & options.keys()
-        self._bounded = not {"max_new_tokens", "min_new_tokens", "require"} & options.keys()
+        given = {"length_penalty": 0.0, **task.options, **options}
+        if str(given.get("num_return_sequences", 1)) != "1":
+            raise InputError("num_return_sequences: each text is rewritten once")
+        settings = decoding.GenerationOptions.parse(given)
+        settings.check_sampling()
+        beams = settings.num_beams if settings.do_sample or "num_beams" in given else _BEAMS
+        self._settings = msgspec.structs.replace(settings, num_beams=beams, num_return_sequences=beams)
+        needed = settings.min_new_tokens or settings.require or settings.prefix
+        # A task has a max_new_tokens of its own for what it writes, so only the call's says how long a text may be.
+        self._bounded = not needed and "max_new_tokens" not in options
+        self._free = self._bounded and not (settings.forbid or settings.stop)
         self._kinds = decoding.word_kinds(tuple(self.tokenizer.surfaces))
         self._wordless = np.array([index for index, kind in enumerate(self._kinds) if kind is None], np.int64)
         self._asked = _ENOUGH * self._usual_evidence()

@@ -145,7 +145,7 @@ class Forbidden:
 
     def stands_in(self, text: str) -> bool:
         """Whether a text holds one of the phrases."""
-        plain = f" {_folded(' '.join(text.split()))} ".encode()
+        plain = f" {_folded(' '.join(text.split()))} ".encode("utf-8", "replace")
         return any(self._inside(plain, start, *phrase) for phrase in self._phrases for start in range(1, len(plain)))
 
     def surplus(self, ids: Sequence[int]) -> int:

@@ -311,7 +311,8 @@ class Generation(Task):
         results: dict[str, Result] = {}
         if like is not None:
             self.require_code("writing sentences like a given one")
-            around, decoder_temperature = self._around(like, 1.0 if temperature is None else temperature), None
+            distance = {} if temperature is None else {"temperature": temperature}
+            around, decoder_temperature = self._around(like, decoding.GenerationOptions.parse(distance).temperature), None
             results[" ".join(like.split())] = Result(like)  # itself is not one of them
             count += 1
             odd = self.confidence([like])[0].warnings if self.config.calibration else ()
@@ -331,8 +332,6 @@ class Generation(Task):
     def _around(self, text: str, temperature: float) -> "_Around":
         if not text.strip():
             raise InputError("like: the text is empty")
-        if not 0 <= temperature < math.inf:
-            raise InputError(f"temperature = {temperature}: must be at least 0")
         (mu,), (logvar,) = LatentSpace(self).encode([text])
         return _Around(mu, ops.mul(ops.exp(ops.mul(logvar, 0.5)), temperature))
 
@@ -341,17 +340,21 @@ class Generation(Task):
         merged = self.options | dict(options) | {"seed": seed}
         if str(merged.get("num_return_sequences", 1)) != "1":
             raise InputError("num_return_sequences: each draw of a code gives one sentence; say how many with n (--n)")
-        settings = decoding.GenerationOptions.parse(merged)
+        settings = decoding.GenerationOptions.parse(merged if temperature is None else merged | {"temperature": temperature})
         if temperature is None:
             needed = not self.config.model.latent_size and settings.num_beams == 1  # without a code nothing else is drawn
             temperature = float(settings.do_sample if "do_sample" in merged else needed)
+        else:
+            temperature = settings.temperature
         if "do_sample" in merged and settings.do_sample != (temperature > 0):
             raise InputError(
                 f"do_sample = {settings.do_sample}, but temperature = {temperature}: above 0 it samples, 0 does not"
             )
         if temperature > 0 and settings.num_beams > 1:
             raise InputError(f"temperature = {temperature}: above 0 it samples, which excludes num_beams > 1")
-        return msgspec.structs.replace(settings, temperature=temperature, do_sample=temperature > 0)
+        settings = msgspec.structs.replace(settings, temperature=temperature, do_sample=temperature > 0)
+        settings.check_sampling()
+        return settings
 
     def _draws(
         self,

@@ -133,7 +133,7 @@ class Tokenizer:
 
     def normalize(self, text: str) -> str:
         """The text as the pieces see it: normalised, with ▁ for spaces (and one at the start)."""
-        return str(self._processor.normalize(text))
+        return str(self._processor.normalize(whole_characters(text)))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [str(piece) for piece in self._processor.id_to_piece([int(index) for index in ids])]
@@ -157,10 +157,16 @@ class Tokenizer:
         return index in self._byte_ids
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text's pieces, without bos or eos."""
-        if len(texts) < _FEW:
-            return [self._processor.encode(text) for text in texts]
-        return self._processor.encode(list(texts), num_threads=1)
+        """Ids of each text's pieces, without bos or eos; a lone surrogate is read as a question mark."""
+        try:
+            if len(texts) < _FEW:
+                return [self._processor.encode(text) for text in texts]
+            return self._processor.encode(list(texts), num_threads=1)
+        except (RuntimeError, TypeError):  # what pybind11 makes of a text that is no UTF-8
+            plain = [whole_characters(text) if isinstance(text, str) else text for text in texts]
+            if plain == list(texts):
+                raise
+            return self.encode(plain)
 
     def resample(self, sequences: Sequence[Sequence[int] | NDArray[Any]], dropout: float, seed: int) -> list[list[int]]:
         """The same texts in other pieces: each merge of two pieces is left out with probability `dropout` (BPE-dropout,
@@ -182,11 +188,16 @@ class Tokenizer:
         return [text.replace("\ufffd", "").strip() for text in texts]
 
 
+def whole_characters(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which is no character and has no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _cut(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if line.strip():
             # sentencepiece takes a sentence without NUL and tab; both mean nothing to it.
-            text = line.replace("\0", " ").replace("\t", " ")
+            text = whole_characters(line).replace("\0", " ").replace("\t", " ")
             yield text if len(text) <= _MAX_BYTES else text[:_MAX_BYTES]
 
 
