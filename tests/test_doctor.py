@@ -53,6 +53,16 @@ def test_causes() -> None:
     assert falling.state == "collapsing"
 
 
+def test_figures_that_are_null_are_missing() -> None:
+    with pytest.raises(InputError, match="no diagnosis without mutual_information: validate"):
+        doctor.diagnose(figures(1.0, 1.0, 3) | {"mutual_information": None}, CONFIG)
+    seen = doctor.diagnose(figures(0.0, 0.0, 0), CONFIG, 1.0, [figures(3.0, 2.0, 9) | {"mutual_information": None, "kl": None}])
+    assert seen == doctor.diagnose(figures(0.0, 0.0, 0), CONFIG)
+    nothing = dict.fromkeys(("neg_elbo", "nll", "perplexity", "kl_per_dimension"))
+    assert doctor.report(figures(3.0, 2.0, 9, **nothing), seen) == doctor.report(figures(3.0, 2.0, 9), seen)
+    assert doctor.draw([{"step": 1, "kl": None}], "x.png") is None
+
+
 def test_no_false_alarm() -> None:
     assert doctor.diagnose(figures(0.0, 0.0, 0), CONFIG, beta=0.0).state == "young"
     rising = CONFIG | {"annealing": "monotonic"}
@@ -146,8 +156,9 @@ def test_a_living_code_is_left_alone(living: Path, capsys: pytest.CaptureFixture
 
 def test_without_figures_the_model_is_examined_on_its_own_sentences(collapsed: Path, tmp_path: Path) -> None:
     task: Any = rheme.load(model=collapsed)
-    task.metrics = {}
-    assert task.examine()[1].collapsed
+    for metrics in ({}, {"mutual_information": None}):
+        task.metrics = metrics
+        assert task.examine()[1].collapsed
 
 
 def test_a_treatment_brings_it_back(tmp_path: Path) -> None:

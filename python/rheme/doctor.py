@@ -60,21 +60,22 @@ def diagnose(
 ) -> Diagnosis:
     """The state of a text VAE.
 
-    figures: kl, mutual_information, active_units (as in `LatentReport`). config: the model's (`TextVAEConfig`, as a mapping).
+    figures: kl, mutual_information, active_units (as in `LatentReport`; here and in the history None is as good as missing). config: the model's (`TextVAEConfig`, as a mapping).
     beta: the weight of the KL at which it was trained last (by default the final one). history: the figures of earlier
     validations, each with its beta, oldest first.
     """
     size = int(config.get("latent_size", 0))
     if not size:
         return Diagnosis("no code", "a language model without a latent code")
-    missing = [name for name in ("kl", "mutual_information", "active_units") if name not in figures]
+    missing = [name for name in ("kl", "mutual_information", "active_units") if figures.get(name) is None]
     if missing:
         raise InputError(f"no diagnosis without {', '.join(missing)}: validate the model (rheme doctor MODEL --data FILE)")
     kl, information, units = float(figures["kl"]), float(figures["mutual_information"]), int(figures["active_units"])
     final = float(config.get("beta", 1.0))
     beta = final if beta is None else beta
     evidence = f"KL {kl:.2f} nats, MI {information:.2f}, active units {units} of {size}, beta {beta:.2f}"
-    best = max((float(past["mutual_information"]) for past in history if "mutual_information" in past), default=0.0)
+    informed = [past for past in history if past.get("mutual_information") is not None]
+    best = max((float(past["mutual_information"]) for past in informed), default=0.0)
     if units == 0 or information < _DEAD_INFORMATION:
         if beta < _YOUNG * final and best < _WEAK_INFORMATION:  # nothing was lost, and the weight is still small
             return Diagnosis("young", f"{evidence}; the code is not in use yet")
@@ -94,12 +95,12 @@ def _cause(kl: float, config: Mapping[str, Any], beta: float, history: Sequence[
         return "the free bits are paid but carry nothing: the posterior is off the prior in the same way for every sentence"
     if final > 1:
         return f"beta {final:g} weighs the KL more than the bound asks for"
-    past = [entry for entry in history if "kl" in entry]
+    past = [entry for entry in history if entry.get("kl") is not None]
     peak = max(past, key=lambda entry: float(entry["kl"]), default=None)
     if peak is not None and float(peak["kl"]) > 2 * kl + 0.5:
         return (
             f"annealing only put it off: the KL fell from {float(peak['kl']):.2f} to {kl:.2f} nats while beta rose from "
-            f"{float(peak.get('beta', 0.0)):.2f} to {beta:.2f}, and nothing holds it up"
+            f"{float(peak.get('beta') or 0.0):.2f} to {beta:.2f}, and nothing holds it up"
         )
     if config.get("annealing") == "none" and not free and not deviation and not config.get("pretraining_share"):
         return "the KL had its full weight from the first step, before the decoder had any use for the code"
@@ -124,10 +125,10 @@ def report(figures: Mapping[str, Any], diagnosis: Diagnosis) -> str:
     lines += [f"likely cause: {diagnosis.cause}"] if diagnosis.cause else []
     lines += [f"remedy: {diagnosis.remedy}"] if diagnosis.remedy else []
     names = {"neg_elbo": "-ELBO", "reconstruction": "reconstruction", "kl": "KL", "nll": "NLL (importance-weighted)"}
-    lines += [f"{label}: {figures[name]:.2f} nats a sentence" for name, label in names.items() if name in figures]
-    if "perplexity" in figures:
+    lines += [f"{label}: {figures[name]:.2f} nats a sentence" for name, label in names.items() if figures.get(name) is not None]
+    if figures.get("perplexity") is not None:
         lines.append(f"perplexity: {figures['perplexity']:.2f} a word")
-    per_dimension = [float(value) for value in figures.get("kl_per_dimension", ())]
+    per_dimension = [float(value) for value in figures.get("kl_per_dimension") or ()]
     order = sorted(range(len(per_dimension)), key=lambda d: -per_dimension[d])
     top = max(per_dimension, default=0.0)
     for d in order[:_MOST_DETAILED]:
@@ -143,7 +144,7 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
 
     InputError where the picture cannot be written.
     """
-    seen = [entry for entry in history if "kl" in entry]
+    seen = [entry for entry in history if entry.get("kl") is not None]
     if not seen:
         return None
     try:
@@ -160,7 +161,7 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
     )
     for ax, (label, names) in zip(axes.flat, panels, strict=True):
         for name, legend in names.items():
-            if all(name in entry for entry in seen):
+            if all(entry.get(name) is not None for entry in seen):
                 ax.plot(steps, [entry[name] for entry in seen], marker=".", label=legend)
         ax.set_xlabel("step")
         ax.set_ylabel(label)

@@ -253,7 +253,7 @@ class Generation(Task):
             if not items:
                 raise InputError("no sentence to examine the model on")
             figures = evaluation.evaluate_vae(self.model, items, 1, _CONFIDENCE_SAMPLES).to_dict()
-        elif "mutual_information" in self.metrics:
+        elif self.metrics.get("mutual_information") is not None:
             figures = self.metrics
         else:
             figures = self._own_figures()
