@@ -16,6 +16,7 @@ import pytest
 
 from rheme import cli, nn, tasks
 from rheme.cli import analyzing, main, writing
+from rheme.cli import training as training_commands
 
 SMALL = ["--set", "task.vocab_size=330", "--set", "task.model.embedding_size=8", "--set", "task.model.encoder_size=8"]
 SMALL += ["--set", "task.model.decoder_size=8", "--set", "train.max_epochs=1", "--set", "train.batch_tokens=300"]
@@ -113,11 +114,24 @@ def test_mistakes_in_the_command(capsys: Captured, model: Path) -> None:
         said = fails(capsys, 2, "translate", "--model", str(model), "--to", "fr", "--set", f"{name}=de", "a")
         assert said == f"rheme: --set {name}: give it as {option}"
     assert "give it as --seed" in fails(capsys, 2, "generate", "--set", "seed=5")
+    both = ["--max-new-tokens", "3", "--forbid", "a", "--set"]
+    assert "max_new_tokens: given already, by --max-new-tokens" in fails(capsys, 2, "generate", *both, "max_new_tokens=2")
+    assert "forbid: given already, by --forbid" in fails(capsys, 2, "generate", *both, "forbid=b")
+    assert "no_answer_threshold: given already" in fails(
+        capsys, 2, "answer", "--context", "-", "--threshold", "0.5", "--set", "no_answer_threshold=0.1", "Who?"
+    )
     assert "give it as --prompt" in fails(capsys, 2, "generate", "--set", "prompt=I")
     for verb, name in (("translate", "inputs"), ("summarize", "inputs"), ("translate", "self")):
         assert f"--set {name}: no option" in fails(capsys, 2, verb, "--set", f"{name}=x", "a")
     assert "--set examples: no option" in fails(capsys, 2, "evaluate", "x", "--data", "f", "--set", "examples=x")
     assert "no task is called 'x'" in fails(capsys, 2, "evaluate", "x", "--data", "f", "--model", str(model))
+
+
+def test_figures_that_are_no_numbers_are_null(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SimpleNamespace(read=lambda *_: [], evaluate=lambda *_: {"loss": float("nan"), "accuracy": 0.5, "signature": "x"})
+    monkeypatch.setattr(training_commands, "open_task", lambda *_: task)
+    assert main(["evaluate", "x", "--data", "f", "--json"]) == 0
+    assert capsys.readouterr().out == '{"loss": null, "accuracy": 0.5, "signature": "x"}\n'
 
 
 def test_a_strangers_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

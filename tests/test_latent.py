@@ -1,7 +1,10 @@
 """The latent space: sentences to codes and back, paths between codes, directions, neighbours, and the command line's verbs."""
 
+import io
 import json
 import math
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 import rheme
-from rheme import evaluation, latent, nn, tasks, transfer
+from rheme import doctor, evaluation, latent, nn, tasks, transfer
 from rheme.cli import main
 from rheme.errors import InputError
 
@@ -341,7 +344,8 @@ def test_a_map(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("arguments", "message"),
     [
         (["walk", "Hello.", "--dim", "4"], "dimensions 0 to 3"),
-        (["encode", " "], "empty"),
+        (["encode", "a", " "], "text 2: an empty text"),
+        (["decode", "large.jsonl"], "a code must hold finite numbers only"),
         (["neighbours", "Hello.", "--in", "missing.txt"], "missing.txt"),
         (["decode", "codes.jsonl"], "codes.jsonl:1"),
         (["decode", "deep.jsonl"], "deep.jsonl:1: not JSON: "),
@@ -361,12 +365,59 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "codes.jsonl").write_text('{"text": "no code"}\n')
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "large.jsonl").write_text(f"[1{'0' * 400}, 0, 0, 0]\n")
     (tmp_path / "texts.txt").write_text("Hello.\n")
     assert main(["latent", *arguments, "--model", str(folder)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("rheme: ")
     assert said.count("\n") == 1
     assert message in said
+
+
+def test_texts_of_stdin_are_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.txt").write_text("Hello.\n")
+    files = ["--from", str(tmp_path / "x.txt"), "--to", str(tmp_path / "x.txt")]
+    for command in (["encode"], ["direction", *files]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello.\n" * 600 + b"\n"), encoding="utf-8"))
+        assert main(["latent", *command, "-", "--model", str(folder)]) == 2
+        assert capsys.readouterr().err == "rheme: -:601: an empty text: there is nothing to encode\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b'{"step": 1, "valid_loss": 3, "kl": 2}\n\n{"step": 2, "valid_loss": 3, "kl": null}\n{"step": 3, "val', None),
+        (b'{"step": 1, "valid_loss": 3, "kl": 2}', None),
+        (b'{"step": 1, "val\n{"step": 2, "valid_loss": 3, "kl": 2}\n', ":1: not JSON: "),
+        (b'\n{"valid_loss": 3, "kl": 2}\n', ":2: a validation without its step"),
+        (b"[1]\n", ":1: expected a JSON object"),
+        (b'{"step": 1}\n"\xff"\n', ":2: not JSON: "),
+    ],
+)
+def test_doctor_reads_a_journal(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: bytes, message: str | None
+) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "metrics.jsonl").write_bytes(lines)
+    if message is None:
+        pytest.importorskip("matplotlib")
+    code = main(["doctor", str(tmp_path / "m"), "--plot", str(tmp_path / "x.png")])
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == ((0, 0) if message is None else (2, 1)), said
+    assert f"metrics.jsonl{message or ''}" in said or message is None
+    assert (tmp_path / "x.png").exists() == (message is None)
+
+
+def test_doctor_prints_json_of_figures_that_are_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"kl": math.nan, "kl_per_dimension": [1.0, math.inf]}
+    monkeypatch.setattr(tasks.get_task("generation"), "examine", lambda *_: (figures, doctor.Diagnosis("weak")))
+    [line] = run(capsys, "doctor", str(folder), "--json")
+    plain = {"kl": None, "kl_per_dimension": [1.0, None], "state": "weak", "cause": "", "remedy": ""}
+    assert json.loads(line, parse_constant=pytest.fail) == plain
 
 
 def test_doctor_looks_for_the_journal_before_it_examines(

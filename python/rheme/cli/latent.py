@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from rheme.cli.writing import TEXT, inputs, model_options, open_task, threads_option
+from rheme.cli.writing import TEXT, inputs, json_of_figures, model_options, open_task, threads_option
 from rheme.errors import InputError
 
 
@@ -33,6 +34,18 @@ def _plain(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
+def _given(texts: tuple[str, ...]) -> list[list[str]]:
+    """The texts of the command line or of stdin, in batches. InputError for an empty one, counted over all of them."""
+    rows, number = list(inputs(texts)), 0
+    for batch in rows:
+        for text in batch:
+            number += 1
+            if not text.strip():
+                place = f"-:{number}" if texts == ("-",) else f"text {number}"
+                raise InputError(f"{place}: an empty text: there is nothing to encode")
+    return rows
+
+
 @click.group("latent")
 def latent_command() -> None:
     """Work in the latent space of a text VAE."""
@@ -53,7 +66,7 @@ def encode(
     threads: int | None,
 ) -> None:
     """Codes of texts, a JSON object a line: text, mu and logvar, or z for draws."""
-    rows = list(inputs(texts))
+    rows = _given(texts)
     space = _space(model, threads, device)
     for batch in rows:
         if samples:
@@ -184,7 +197,7 @@ def direction(
 ) -> None:
     """An attribute as a direction, from two files: printed, or applied to texts, whose words are kept."""
     files = _lines(from_file), _lines(to_file)
-    rows = list(inputs(texts)) if texts else []
+    rows = _given(texts) if texts else []
     space = _space(model, threads, device)
     found = space.direction(*files)
     given = {} if keep is None else {"keep": keep}
@@ -243,6 +256,31 @@ def score(texts: tuple[str, ...], model: str | None, as_json: bool, device: str,
                 click.echo(f"{result.extra['nats']:.2f} nats  {result.score:.2f}{flag}  {result.text}")
 
 
+def _validations(journal: Path) -> list[dict[str, Any]]:
+    """The validations of a training's journal, without a last line that was not written to its end.
+
+    InputError for another line that is no JSON object, and for a validation that does not tell its step.
+    """
+    found, lines = [], journal.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{journal}:{number}: not JSON: {error}") from None
+        if not isinstance(entry, dict):
+            raise InputError(f"{journal}:{number}: expected a JSON object")
+        if "valid_loss" not in entry:
+            continue
+        if not isinstance(entry.get("step"), int):
+            raise InputError(f"{journal}:{number}: a validation without its step")
+        found.append(entry)
+    return found
+
+
 @click.command("doctor")
 @click.argument("model_folder", required=False, metavar="[MODEL]")
 @click.option("--data", "data_files", multiple=True, metavar="FILE", help="Sentences to examine it on.")
@@ -253,8 +291,6 @@ def doctor_command(
     model_folder: str | None, data_files: tuple[str, ...], plot: str | None, threads: int | None, as_json: bool
 ) -> None:
     """Say whether a text VAE uses its latent code."""
-    from pathlib import Path
-
     from rheme import doctor
 
     task = open_task(None if model_folder else "generation", model_folder, threads, "cpu")
@@ -266,11 +302,10 @@ def doctor_command(
         raise InputError(f"{journal}: no figures of a training to draw")
     figures, diagnosis = examine(task.read(list(data_files)) if data_files else None)
     if plot:
-        history = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-        if doctor.draw([entry for entry in history if "valid_loss" in entry], plot) is None:
+        if doctor.draw(_validations(journal), plot) is None:
             raise InputError(f"{plot}: nothing drawn: there are no figures of a code, or matplotlib is missing (rheme[plot])")
     if as_json:
         plain = {"state": diagnosis.state, "cause": diagnosis.cause, "remedy": diagnosis.remedy}
-        click.echo(json.dumps({**figures, **plain}, ensure_ascii=False))
+        click.echo(json_of_figures({**figures, **plain}))
     else:
         click.echo(doctor.report(figures, diagnosis))

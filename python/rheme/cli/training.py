@@ -1,11 +1,10 @@
 """``rheme train`` and ``rheme evaluate``."""
 
-import json
 from typing import Any
 
 import click
 
-from rheme.cli.writing import TEXT, chosen, decoding_options, model_options, open_task, threads_option
+from rheme.cli.writing import TEXT, chosen, decoding_options, json_of_figures, model_options, open_task, threads_option
 from rheme.errors import InputError
 
 
@@ -144,7 +143,7 @@ def evaluate_command(
     examples = bound.read(list(data_files), names) if names else bound.read(list(data_files))
     figures = bound.evaluate(examples, **options)
     if as_json:
-        click.echo(json.dumps(figures, ensure_ascii=False))
+        click.echo(json_of_figures(figures))
     else:
         for name, value in figures.items():
             click.echo(f"{name}: {value}")

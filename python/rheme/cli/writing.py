@@ -1,6 +1,7 @@
 """``rheme translate`` and ``rheme generate``."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,10 +78,11 @@ def open_task(name: str | None, model: str | None, threads: int | None, device: 
 def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
     """Decoding options that were given: the named ones, and those of --set (values read as JSON where they are).
 
-    InputError for what the command has an option of its own for, other than the named ones, or gives the task itself.
+    InputError for what the command has an option of its own for, other than the named ones, or gives the task itself, and for a
+    named one that is given both ways.
     """
-    parameters = click.get_current_context().command.params
-    own = {p.name: p.opts[0] for p in parameters if isinstance(p, click.Option) and p.name not in options}
+    flags = {p.name: p.opts[0] for p in click.get_current_context().command.params if isinstance(p, click.Option)}
+    own = {name: flag for name, flag in flags.items() if name not in options}
     found = {name: value for name, value in options.items() if value is not None}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -90,11 +92,26 @@ def chosen(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
             raise InputError(f"--set {name}: give it as {own[name]}")
         if name in _GIVEN:
             raise InputError(f"--set {name}: no option; the command gives it itself")
+        if options.get(name) is not None:
+            raise InputError(f"--set {name}: given already, by {flags.get(name, 'an option of its own')}")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
     return found
+
+
+def json_of_figures(figures: dict[str, Any]) -> str:
+    """A line of JSON, which has no NaN and no infinity: null stands for them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(figures), ensure_ascii=False)
 
 
 def stdin_batches() -> Iterator[list[str]]:
