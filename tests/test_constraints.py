@@ -320,8 +320,10 @@ def test_a_prefix_holds_no_stop_string(tokenizer: Tokenizer) -> None:
             GenerationOptions(prefix="The old cat", stop=("old", "cat")), tokenizer, 6, forbid=tokenizer.unwritable
         )
         size = len(tokenizer.encode(["The old cat"])[0])
-        pairs = zip(*(write(model, range(6), tokenizer, some, num_beams=beams, max_new_tokens=25) for some in (free, bound)))
-        for [before, *_], [after, *_] in pairs:
+        before_and_after = [
+            write(model, range(6), tokenizer, some, num_beams=beams, max_new_tokens=25) for some in (free, bound)
+        ]
+        for [before, *_], [after, *_] in zip(*before_and_after, strict=True):
             assert len(after.ids) > size or after == before
             head, rest = (tokenizer.decode([ids])[0] for ids in (after.ids[size:-1], before.ids[size:]))
             assert "cat" not in head

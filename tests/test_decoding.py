@@ -331,7 +331,7 @@ def test_options_that_are_wrong(options: dict[str, Any], message: str) -> None:
 def test_options_of_sampling_are_not_passed_over() -> None:
     with pytest.raises(InputError, match="temperature, top_k: for sampling alone; set do_sample=true, and num_beams=1"):
         GenerationOptions(temperature=0.7, top_k=9).check_sampling()
-    with pytest.raises(InputError, match="^top_p: for sampling alone"):
+    with pytest.raises(InputError, match=r"^top_p: for sampling alone"):
         GenerationOptions(temperature=0.0, top_p=0.5).check_sampling()
     for options in ({"temperature": 0.0}, {"do_sample": True, "top_p": 0.5}, {"num_beams": 4}):
         GenerationOptions.parse(options).check_sampling()

@@ -60,9 +60,9 @@ def diagnose(
 ) -> Diagnosis:
     """The state of a text VAE.
 
-    figures: kl, mutual_information, active_units (as in `LatentReport`; here and in the history None is as good as missing). config: the model's (`TextVAEConfig`, as a mapping).
-    beta: the weight of the KL at which it was trained last (by default the final one). history: the figures of earlier
-    validations, each with its beta, oldest first.
+    figures: kl, mutual_information, active_units (as in `LatentReport`; here and in the history None is as good as missing).
+    config: the model's (`TextVAEConfig`, as a mapping). beta: the weight of the KL at which it was trained last (by default the
+    final one). history: the figures of earlier validations, each with its beta, oldest first.
     """
     size = int(config.get("latent_size", 0))
     if not size:

@@ -301,9 +301,8 @@ def doctor_command(
     if plot and not (model_folder and journal.exists()):
         raise InputError(f"{journal}: no figures of a training to draw")
     figures, diagnosis = examine(task.read(list(data_files)) if data_files else None)
-    if plot:
-        if doctor.draw(_validations(journal), plot) is None:
-            raise InputError(f"{plot}: nothing drawn: there are no figures of a code, or matplotlib is missing (rheme[plot])")
+    if plot and doctor.draw(_validations(journal), plot) is None:
+        raise InputError(f"{plot}: nothing drawn: there are no figures of a code, or matplotlib is missing (rheme[plot])")
     if as_json:
         plain = {"state": diagnosis.state, "cause": diagnosis.cause, "remedy": diagnosis.remedy}
         click.echo(json_of_figures({**figures, **plain}))

@@ -313,11 +313,11 @@ class Constraints:
     """What a text must keep to.
 
     forbid: ids never written. prefixes: per input, ids that its text begins with. max_new_tokens: per input, at most the
-    option's. stopped: whether a text (its ids after its prefix) is to end here; called after each piece. phrases: words and phrases that must
-    not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the ids that would
-    go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits. favoured: per
-    input, the words that its text gains by writing. reserved: per input, ids that its text holds only in what is required, and
-    which it does not leave in the middle.
+    option's. stopped: whether a text (its ids after its prefix) is to end here; called after each piece. phrases: words and
+    phrases that must not stand in it. require: per input, what of texts that must is written at the start (nothing). joins: the
+    ids that would go on with the word before them. repeatable: ids that no_repeat_ngram_size never forbids, such as digits.
+    favoured: per input, the words that its text gains by writing. reserved: per input, ids that its text holds only in what is
+    required, and which it does not leave in the middle.
     """
 
     forbid: Sequence[int] = ()
