@@ -144,6 +144,7 @@ def test_thresholds() -> None:
     assert calibration.best_threshold([0.9, 0.8, 0.3, 0.1], [True, True, False, False]) == (0.55, pytest.approx(1))
     assert calibration.best_threshold([0.5, 0.5], [True, False]) == (0.25, pytest.approx(2 / 3))
     assert calibration.best_threshold([0.5], [False]) == (0.5, 0.0)
+    assert calibration.best_threshold([0.0, 0.0], [True, False]) == (0.0, pytest.approx(2 / 3))
     assert calibration.confidence_for_accuracy([0.9, 0.8, 0.7, 0.6], [True, True, False, True], 0.75) == 0.6
     assert calibration.confidence_for_accuracy([0.9, 0.8, 0.7, 0.6], [True, True, False, True], 0.9) == 0.8
     assert calibration.confidence_for_accuracy([0.9], [False], 0.9) > 1

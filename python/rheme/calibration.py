@@ -97,8 +97,9 @@ def best_threshold(scores: Sequence[float], wanted: Sequence[bool], prior: float
     best, threshold, right = -1.0, 0.5, 0.0
     for place, index in enumerate(order):
         right += trust * bool(wanted[index]) + (1.0 - trust) * scores[index]
-        following = scores[order[place + 1]] if place + 1 < len(order) else 0.0
-        if following == scores[index]:
+        last = place + 1 == len(order)
+        following = 0.0 if last else scores[order[place + 1]]
+        if following == scores[index] and not last:
             continue
         f1 = 2.0 * right / (place + 1 + every)
         if f1 > best:
