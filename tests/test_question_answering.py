@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import rheme
 from rheme import nn, tasks
 from rheme.cli import main
 from rheme.errors import InputError
-from rheme.plugins.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from rheme.plugins.question_answering import QuestionAnswering, QuestionAnsweringConfig, _Span
 from rheme.plugins.question_answering.lexicon import Lexicon
 from rheme.plugins.question_answering.windows import split
 from rheme.tasks import Result
@@ -198,14 +198,16 @@ def test_splits_by_article() -> None:
 # Windows and spans ------------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 400))
-def test_windows_read_every_start_once(length: int) -> None:
+@given(st.integers(1, 400), st.sampled_from([1, 8, 9, 16, 17, 20, 31]))
+@example(60, 20)
+def test_windows_read_every_span_once(length: int, max_span: int) -> None:
     starts: list[int] = []
-    for (begin, end), (first, last) in split(length, 32):
+    for (begin, end), (first, last) in split(length, 32, max_span):
         assert 0 <= begin < end <= length
         assert end - begin <= 32
         assert 0 <= first < last <= end - begin
-        assert begin + first == 0 or first >= 8  # words before it to be read in, but at the beginning
+        assert begin + last - 1 + max_span <= end or end == length  # the longest span ends within the window
+        assert begin + first == 0 or first >= 8 or max_span > 8  # words before it to be read in, but at the beginning
         starts += range(begin + first, begin + last)
     assert starts == list(range(length))
 
@@ -333,6 +335,13 @@ def test_a_threshold_refuses(untrained: Any) -> None:
     assert result.text == ""
     assert result.alternatives[0].text
     assert result.score == pytest.approx(1 - result.extra["answerable"])
+
+
+@pytest.mark.parametrize(("log_odds", "warnings"), [(3.0, ("low_confidence",)), (1.0, ())])
+def test_a_refusal_says_how_sure_it_is(untrained: Any, log_odds: float, warnings: tuple[str, ...]) -> None:
+    span = _Span(np.float32(0), 0, 0, 3)
+    result = untrained._result(["Tom and Mary."], [span], [np.float32(log_odds)], 1, 1.0)
+    assert (result.text, result.warnings) == ("", warnings)
 
 
 def test_calibrates_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,10 @@ _NEGATIVE_STREAM = 1 << 42  # Philox stream of the choice of passages without th
 class QuestionAnsweringConfig(msgspec.Struct, kw_only=True):
     """languages: for the card. vocab_size: words with a vector of their own; min_count: how often training must see one.
 
-    window: words read at once; a longer context is read in windows that overlap by half. max_questions: of one passage trained
-    on together. negatives: share of the questions that are also asked of another passage of the same article. vectors: a text
-    file of word vectors to begin with (a word and model.word_size numbers a line).
+    window: words read at once; a longer context is read in windows that overlap by half (by more where model.max_span is above
+    half of it). max_questions: of one passage trained on together. negatives: share of the questions that are also asked of
+    another passage of the same article. vectors: a text file of word vectors to begin with (a word and model.word_size numbers
+    a line).
     """
 
     languages: list[str] = msgspec.field(default_factory=lambda: ["en"])
@@ -197,9 +198,12 @@ class QuestionAnswering(Task):
             groups += [Window(passage, made[part::parts], (0, len(passage))) for part in range(parts)]
         return groups
 
+    def _split(self, length: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        return split(length, self.config.window, self.config.model.max_span)
+
     def _window_of(self, spans: Ids, length: int) -> tuple[int, int] | None:
         """The first window that holds a right span whole; the first of all where there is no answer."""
-        windows = [window for window, _ in split(length, self.config.window)]
+        windows = [window for window, _ in self._split(length)]
         if not len(spans):
             return windows[0]
         for start, stop in windows:
@@ -265,8 +269,10 @@ class QuestionAnswering(Task):
         (an empty text) where the probability that there is one is below it; 0: always answer; None: as calibrated on the
         validation examples. max_answer_words: of the longest answer.
 
-        A Result's score is the probability of its span among all spans of all contexts and "no answer"; extra holds start and
-        end in characters of the context, context (its number) and answerable (the probability that there is an answer).
+        A Result's score is the probability of its span among all spans of all contexts and "no answer", that of no answer
+        1 - answerable. extra holds start and end in characters of the context, context (its number) and answerable: the
+        probability that there is an answer as the surest window has it by itself, which is what the threshold is calibrated
+        for. The two do not add up: a refusal may have a lower score than its alternatives.
         """
         given = {"top_k": top_k, "no_answer_threshold": no_answer_threshold, "max_answer_words": max_answer_words}
         merged = self.options | {name: value for name, value in given.items() if value is not None} | unknown
@@ -309,7 +315,7 @@ class QuestionAnswering(Task):
             pairs = [(row, documents[0]) for row, documents in rows.items() if len(questions[row])]
             if not len(ids):
                 continue
-            for (start, stop), starts in split(len(ids), self.config.window):
+            for (start, stop), starts in self._split(len(ids)):
                 for first in range(0, len(pairs), _BATCH_QUESTIONS):
                     part, passage = pairs[first : first + _BATCH_QUESTIONS], ids[start:stop]
                     words = [questions[row] for row, _ in part]
@@ -360,7 +366,8 @@ class QuestionAnswering(Task):
         ]
         if answerable < threshold:
             nothing = {"start": 0, "end": 0, "context": 0, "answerable": answerable}
-            return Result("", 1.0 - answerable, alternatives=tuple(results), extra=nothing)
+            doubt: tuple[str, ...] = ("low_confidence",) if 1.0 - answerable < _LOW else ()
+            return Result("", 1.0 - answerable, tuple(results), doubt, nothing)
         return replace(results[0], alternatives=tuple(results[1:]))
 
     def pipe(

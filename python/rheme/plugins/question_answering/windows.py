@@ -33,17 +33,19 @@ class Window:
     starts: tuple[int, int]
 
 
-def split(length: int, window: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Windows (first word, end) of so many words that cover a context of `length`, each half over the next.
+def split(length: int, window: int, max_span: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Windows (first word, end) of so many words that cover a context of `length`, each half over the next, or as much more as
+    spans of up to max_span words need.
 
-    With each of them, counted from its first word, where answers may begin: the middle of an overlap divides, so that every
-    span is read once, and not at an edge.
+    With each of them, counted from its first word, where answers may begin: the middle of an overlap divides, or what is before
+    it where a span would not end within the window, so that every span is read once, and short ones not at an edge.
     """
-    begins = [0]
+    begins, step = [0], min(window // 2, window - max_span + 1)
     while begins[-1] + window < length:
-        begins.append(min(begins[-1] + window // 2, length - window))
+        begins.append(min(begins[-1] + step, length - window))
     ends = [min(begin + window, length) for begin in begins]
-    cuts = [0, *((begin + end) // 2 for begin, end in zip(begins[1:], ends, strict=False)), length]
+    middles = [(begin + end) // 2 for begin, end in zip(begins[1:], ends, strict=False)]
+    cuts = [0, *(min(middle, end - max_span + 1) for middle, end in zip(middles, ends, strict=False)), length]
     return [((b, e), (cuts[k] - b, min(cuts[k + 1], e) - b)) for k, (b, e) in enumerate(zip(begins, ends, strict=True))]
 
 
