@@ -206,7 +206,7 @@ class Calibration:
 
 def _perplexity(nats_per_sentence: float, sentences: int, words: int) -> float:
     exponent = nats_per_sentence * sentences / words
-    return math.exp(exponent) if exponent < 700 else math.inf
+    return math.inf if exponent >= 700 else math.exp(exponent)  # not-a-number stays one
 
 
 def _in_chunks(function: Callable[[Array], Array], z: Array, at_once: int) -> Array:
