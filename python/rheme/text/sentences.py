@@ -15,17 +15,20 @@ def split_sentences(text: str) -> list[str]:
 
     A line end always divides. A full stop does not after a short abbreviation, nor before a small letter.
     """
-    parts, start = [], 0
+    parts, start, seen, blank = [], 0, 0, True  # of text[start:seen], whether it holds nothing
     for match in _END.finditer(text):
-        before, after = text[start : match.start()], text[match.end() : match.end() + 1]
-        if not after or not before or before.isspace():
+        end, after = match.start(), text[match.end() : match.end() + 1]
+        blank = blank and not text[seen:end].strip()
+        seen = match.end()
+        if not after or blank:
             continue
-        last = before[-_LONGEST:].rstrip("\"'»”’)")
-        abbreviated = last.endswith((".", "…")) and _ABBREVIATION.search(before, len(before) - _LONGEST)
+        near = text[max(start, end - _LONGEST - 1) : end]  # not all from the start: where nothing divides, time is linear still
+        last = near[-_LONGEST:].rstrip("\"'»”’)")
+        abbreviated = last.endswith((".", "…")) and _ABBREVIATION.search(near, len(near) - _LONGEST)
         if "\n" not in match[0] and (after.islower() or abbreviated):
             continue
-        parts += [before, match[0]]
-        start = match.end()
+        parts += [text[start:end], match[0]]
+        start, blank = seen, True
     return [*parts, text[start:]]
 
 
