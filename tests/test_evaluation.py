@@ -10,6 +10,7 @@ import pytest
 from rheme import evaluation, metrics, nn, ops
 from rheme.models.text_vae import TextVAE, TextVAEConfig
 from rheme.text.stemming import stem
+from rheme.text.words import plain_words
 
 # The linear Gaussian: z ~ N(0, I) of two dimensions, x = W z + noise, W with orthogonal columns, so that p(z|x) is diagonal.
 SIGMA = 0.7
@@ -218,6 +219,28 @@ def test_rouge_by_hand() -> None:
     assert found == {"rouge1": pytest.approx(400 / 6), "rouge2": pytest.approx(20.0), "rougeL": pytest.approx(400 / 6)}
     assert metrics.rouge([""], [[""]])["rouge1"] == 0.0
     assert metrics.rouge(["今天好"], [["今天很好"]], words=list)["rougeL"] == pytest.approx(600 / 7)
+
+
+def test_a_perplexity_without_a_likelihood() -> None:
+    assert math.isnan(evaluation._perplexity(math.nan, 1, 5))
+    assert evaluation._perplexity(4000.0, 1, 5) == math.inf
+    assert evaluation._perplexity(5.0, 1, 5) == math.e
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Москва — столица.", ["москва", "столица"]),
+        ("Naïve cafe\u0301: B2B, 2,5", ["naïve", "café", "b2b", "2", "5"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("今天好 ok_no", ["今", "天", "好", "ok", "no"]),
+        ("รุ่ง", ["รุ่", "ง"]),
+        ("", []),
+    ],
+)
+def test_words_of_rouge_in_any_script(text: str, words: list[str]) -> None:
+    assert plain_words(text) == words
+    assert metrics.rouge([text], [[text]], plain_words)["rouge1"] == (100 if words else 0)
 
 
 @pytest.mark.parametrize("stemmed", [False, True])

@@ -75,7 +75,7 @@ def answer_f1(
 
 
 def rouge_words(text: str) -> list[str]:
-    """Lower-cased runs of a-z and 0-9, as Google's rouge_score cuts them (no stemming)."""
+    """Lower-cased runs of a-z and 0-9, as Google's rouge_score cuts them (no stemming): for English alone."""
     return _WORDS.findall(text.lower())
 
 
@@ -99,7 +99,8 @@ def rouge(
 ) -> dict[str, float]:
     """rouge1, rouge2 and rougeL: mean F1, for each metric with the best reference of each prediction.
 
-    words: how a text is cut; `rouge_stems` for the figures that are called stemmed, `list` for Chinese characters.
+    words: how a text is cut; `rouge_stems` for the figures that are called stemmed, `text.words.plain_words` for languages
+    other than English, of which `rouge_words` leaves out most, `list` for Chinese characters.
     """
 
     def ngrams(n: int) -> Callable[[str, str], float]:

@@ -18,9 +18,10 @@ _SUFFIXES = ("ingly", "edly", "ation", "ings", "ing", "ied", "ies", "ers", "ed",
 
 
 @functools.cache
-def _word() -> re.Pattern[str]:
+def _mark() -> str:
+    """A character class: combining marks, which belong to the letter before, and the joiners of letters."""
     marks, first = [], 0
-    for code in range(0x300, sys.maxunicode + 1):  # runs of combining marks, which belong to the letter before
+    for code in range(0x300, sys.maxunicode + 1):
         is_mark = code < 0x1F000 and unicodedata.category(chr(code)) in ("Mn", "Mc", "Me")
         if is_mark and not first:
             first = code
@@ -29,9 +30,24 @@ def _word() -> re.Pattern[str]:
             first = 0
         if code >= 0x1F000:
             break
-    mark = "[" + "".join(marks) + "\u200c\u200d]"
+    return "[" + "".join(marks) + "\u200c\u200d]"
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    mark = _mark()
     letter = f"(?:(?![{ALONE}])[^\\W\\d_])"
     return re.compile(rf"['’]s\b|{letter}(?:{letter}|{mark})*|\d+(?:[.,]\d+)*|\S{mark}*")
+
+
+@functools.cache
+def _plain_word() -> re.Pattern[str]:
+    return re.compile(f"(?:(?![{ALONE}])[^\\W_])(?:(?![{ALONE}])[^\\W_]|{_mark()})*|[^\\W_]{_mark()}*")
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-cased runs of letters, marks and digits (NFC), in any script; in those without spaces each character is a word."""
+    return _plain_word().findall(unicodedata.normalize("NFC", text).lower())
 
 
 def find_words(text: str) -> tuple[list[str], NDArray[np.int64]]:
