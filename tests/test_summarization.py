@@ -16,12 +16,13 @@ import pytest
 import rheme
 from rheme import training
 from rheme.cli import main
-from rheme.decoding import Constraints, GenerationOptions, generate
+from rheme.decoding import Constraints, GenerationOptions, Hypothesis, generate
 from rheme.errors import InputError
-from rheme.plugins.summarization import Summarization, SummarizationConfig
+from rheme.plugins.summarization import Summarization, SummarizationConfig, _Document
 from rheme.plugins.summarization.extraction import find_sentences, fitting, rank
 from rheme.plugins.summarization.numbers import Digits, FaithfulNumbers, numbers_of
 from rheme.plugins.summarization.words import WordLimit, count_words, cut_words
+from rheme.tasks import Result
 from rheme.text.casing import capitalize, sentence_case, word_forms
 
 KINDS, TOPICS = ("tool", "method", "library"), ("plants", "old maps", "music", "weather data", "rivers")
@@ -139,6 +140,21 @@ def test_a_prefix_is_kept_as_it_is_given(summarize: Any, unseen: list[tuple[str,
         assert summarize(unseen[0][0], prefix="on the", num_beams=num_beams).text.startswith("on the")
 
 
+def test_texts_that_became_equal_are_given_once(summarize: Any) -> None:
+    ids = summarize.tokenizer.encode(["a tool for music", "A tool for music", "A tool for music and maps", "A tool for maps"])
+    found = [Hypothesis(row, -n, -n, True) for n, row in enumerate(ids, 1)]
+    document = _Document([1], "Of our tools this one is for music.")
+    for max_words, wanted in (
+        (None, ["A tool for music", "A tool for music and maps", "A tool for maps"]),
+        (4, ["A tool for music", "A tool for maps"]),
+    ):
+        result = summarize._result(document, found, max_words, GenerationOptions())
+        assert [one.text for one in (result, *result.alternatives)] == wanted
+        assert result.score == found[0].confidence
+    sampled = summarize._result(document, found, 4, GenerationOptions(do_sample=True))
+    assert len(sampled.alternatives) == 3
+
+
 def test_coverage_keeps_from_reading_twice(summarize: Any, unseen: list[tuple[str, str]]) -> None:
     """With a penalty far above any probability the chosen text copies no more than the others that were found."""
     document = unseen[0][0]
@@ -214,6 +230,19 @@ def test_long_documents_are_read_in_part(summarize: Any, unseen: list[tuple[str,
     assert summarize("word " * 4000).extra["read"] == [[0, 19999]]  # one endless sentence: its beginning
 
 
+def test_what_is_blank_is_not_read(summarize: Any, unseen: list[tuple[str, str]]) -> None:
+    document = unseen[0][0]
+    wanted, blank = summarize(document), " \n" * 1000
+    assert summarize(blank + document) == summarize(document + blank) == wanted
+    for head in ("Report" + blank, "🎉" * 2000 + "\n"):
+        result = summarize(head + document)
+        assert "out_of_domain" not in result.warnings
+        assert count_words(result.text) <= 12
+        assert any("We present" in (head + document)[start:end] for start, end in result.extra["read"])
+    assert summarize("Report" + blank).text == "Report"
+    assert summarize("🎉" * 3000).warnings == ("out_of_domain",)
+
+
 @pytest.mark.parametrize(
     "text", ["  One. Two!\n\nThree?  Four", "", " \n ", "今天天气很好。我们去公园。", "Dr. Who et al. came. They left."]
 )
@@ -277,6 +306,7 @@ def test_mistakes(summarize: Any) -> None:
     for options, message in (
         ({"max_words": 0}, "max_words = 0"),
         ({"max_words": math.inf}, "max_words = inf"),
+        ({"max_words": 10**400}, "max_words = 1000"),
         ({"extract": 1.5}, "extract = 1.5"),
         ({"max_word": 3}, "did you mean"),
     ):
@@ -376,6 +406,14 @@ def test_evaluate(summarize: Any, unseen: list[tuple[str, str]], tmp_path: Path)
     )
 
 
+def test_evaluate_in_another_script(summarize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summarize.config, "languages", ["ru"])
+    monkeypatch.setattr(summarize, "answer", lambda texts, **_: [Result(text) for text in texts])
+    figures = summarize.evaluate([("Москва — столица.", "Москва, столица")])
+    assert figures["rouge2"] == 100
+    assert "rouge2_stemmed" not in figures
+
+
 def test_pipeline(taught: Path, unseen: list[tuple[str, str]]) -> None:
     run = rheme.pipeline("summarization", taught)
     found = run([unseen[0][0], unseen[1][0]], max_words=3)
@@ -473,3 +511,27 @@ def test_digits_of_a_tokenizer(summarize: Any) -> None:
     assert set(found.joined) | set(found.spaced) >= set("0123456789.,-/:")  # where the text had none, as bytes
     assert numbers_of("In 2017, 3,450 of H2O; 1.5. Or 1867.1903,") == {"2017", "3,450", "2", "1.5", "1867.1903"}
     assert numbers_of("1914-18, 9:30, GPT-3, 3-SAT") == {"1914", "18", "1914-18", "9", "30", "9:30", "3"}
+
+
+@pytest.mark.parametrize(("given", "written"), [("CO₂", "CO2"), ("１２", "12"), ("①", "1"), ("½", "1⁄2")])
+def test_required_numbers_in_other_digits(summarize: Any, unseen: list[tuple[str, str]], given: str, written: str) -> None:
+    for num_beams in (1, 3):
+        result = summarize(unseen[0][0], prefix=given, num_beams=num_beams)
+        assert result.text.startswith(written)
+        assert result.score > 0
+    assert written in summarize(unseen[0][0], require=given).text
+
+
+@pytest.mark.parametrize(
+    ("forbid", "left"),
+    [("top 10", {"10", "12", "2019"}), ("12", {"10", "2019"}), ("１２", {"10", "2019"}), (["10", "of 2019"], {"12", "2019"})],
+)
+def test_numbers_of_forbidden_phrases(
+    summarize: Any, monkeypatch: pytest.MonkeyPatch, forbid: str | list[str], left: set[str]
+) -> None:
+    """Only a phrase that is itself a number takes it away."""
+    told: list[set[str]] = []
+    start = FaithfulNumbers.start
+    monkeypatch.setattr(FaithfulNumbers, "start", lambda self, *given: told.extend(given[1]) or start(self, *given))
+    summarize("Our top 10 tools of 2019. We tried them in 12 towns, and 10 of them run on any machine.", forbid=forbid)
+    assert told == [left]

@@ -24,6 +24,7 @@ from rheme.text import batches, readers
 from rheme.text.casing import capitalize, sentence_case, word_forms
 from rheme.text.language import identify
 from rheme.text.tokenizer import Tokenizer
+from rheme.text.words import plain_words
 
 log = logging.getLogger("rheme")
 
@@ -192,7 +193,8 @@ class Summarization(Task):
         constraints = replace(constraints, repeatable=self._digits.repeatable)
         limit = None if max_words is None else WordLimit(max_words, settings.forbid, self.tokenizer)
         faithful = FaithfulNumbers(self.model.captured(), self._digits)
-        wanted, unwanted = (numbers_of(" ".join(texts)) for texts in ((*settings.require, settings.prefix), settings.forbid))
+        wanted = {number for text in self._as_written(*settings.require, settings.prefix) for number in numbers_of(text)}
+        unwanted = set(self._as_written(*settings.forbid))  # of a longer phrase the numbers may stand elsewhere
         jobs = [i for i, document in enumerate(documents) if document.ids]
         found: dict[int, list[decoding.Hypothesis]] = {}
         together = _BATCH_ROWS if limit is None else 1  # the limit knows the document
@@ -212,30 +214,36 @@ class Summarization(Task):
     def _document(self, text: str, settings: decoding.GenerationOptions) -> _Document:
         """What the model reads of a text: all of it, or of a long one the sentences that say most."""
         limit = self.config.max_input_length
-        start = text[: 16 * limit]
+        body = text.strip()
+        start, whole = body[: 16 * limit], len(body) <= 16 * limit
         ids = self._pieces([start])[0]
         foreign = sum(self.tokenizer.is_byte(index) for index in ids)
         language = identify(start) if count_words(start) > 2 * _SHORT else None  # a few words may mislead
-        if not ids or 2 * foreign > len(ids) or language not in (None, *self.config.languages):
-            if text.strip() and (settings.require or settings.prefix):
+        empty = not ids and (whole or not self._pieces([body])[0])
+        if empty or 2 * foreign > len(ids) or language not in (None, *self.config.languages):
+            if body and (settings.require or settings.prefix):
                 raise InputError(
-                    f"{text.strip()[:40]!r} is in no language of this model ({', '.join(self.config.languages)}): a sentence "
+                    f"{body[:40]!r} is in no language of this model ({', '.join(self.config.languages)}): a sentence "
                     "of it is taken as it stands; leave require and prefix out"
                 )
-            sentences = find_sentences(start, self._pieces) or [Sentence(text.strip(), 0, len(text), [])]
+            sentences = find_sentences(start, self._pieces) or [Sentence(body, 0, len(body), [])]
             permitted = self._permitted(sentences, settings)
-            return _Document([], permitted[0].text if permitted else "", foreign=bool(text.strip()))
+            return _Document([], permitted[0].text if permitted else "", foreign=bool(body))
         domain = 8 * foreign <= len(ids)
-        short = count_words(start) <= _SHORT and len(ids) <= 8 * _SHORT
+        short = whole and count_words(start) <= _SHORT and len(ids) <= 8 * _SHORT
         if short and not (settings.forbid or settings.require or settings.prefix):
             return _Document([], " ".join(text.split()), foreign=not domain)
-        if len(ids) <= limit and len(start) == len(text):
+        if whole and len(ids) <= limit:
             return _Document(ids, text, foreign=not domain)
         sentences = find_sentences(text, self._pieces)
         order = rank(self.model, [sentence.ids for sentence in sentences], limit)
         chosen = fitting(order, [min(len(s.ids), limit) for s in sentences], len(sentences), limit)
         ids = [index for i in chosen for index in sentences[i].ids[:limit]]
         return _Document(ids, text, foreign=not domain, read=[(sentences[i].start, sentences[i].end) for i in chosen])
+
+    def _as_written(self, *texts: str) -> list[str]:
+        """Texts as the tokenizer's pieces write them (normalised: CO₂ is CO2)."""
+        return self.tokenizer.decode(self.tokenizer.encode(texts))
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """The pieces of texts, without symbols (such as emoji) that the tokenizer does not know."""
@@ -276,6 +284,11 @@ class Summarization(Task):
         written = [(cut_words(text, max_words), hypothesis) for text, hypothesis in zip(texts, found, strict=True)]
         if settings.require or settings.prefix:  # which may stand in what is cut off
             written = [pair for pair, text in zip(written, texts, strict=True) if pair[0] == text]
+        if not settings.do_sample:  # of those of a search that became equal, the best one
+            kept: dict[str, decoding.Hypothesis] = {}
+            for text, hypothesis in written:
+                kept.setdefault(text, hypothesis)
+            written = list(kept.items())
         asked = [name for name in ("require", "prefix", "forbid") if getattr(settings, name)]
         if document.ids and asked and not written:
             limits = f"max_words = {max_words}, max_new_tokens = {settings.max_new_tokens}"
@@ -323,7 +336,8 @@ class Summarization(Task):
         rouge1 is without stemming (rouge_score's default), rouge1_stemmed with Porter's stemmer (ROUGE-1.5.5 with option -m,
         which pyrouge always gives, so that much published work is stemmed): compare figures of one kind only.
         Beside it that of the document's first sentence (lead), of its first words, as many as a summary has on average
-        (lead_words), and of the one sentence that says most (extract). In Chinese and Japanese characters are the words.
+        (lead_words), and of the one sentence that says most (extract). In English words are runs of a-z and 0-9, as published,
+        in Chinese and Japanese all characters, elsewhere `text.words.plain_words`.
         plot: a picture file of how good the summaries are, the surest first, beside those.
         """
         documents = [document for document, _ in examples]
@@ -338,8 +352,9 @@ class Summarization(Task):
             "extract_": [result.text for result in self.answer(documents, extract=1)],
         }
         sole = not {"zh", "ja"}.isdisjoint(self.config.languages)
-        words = (lambda text: [c for c in text if not c.isspace()]) if sole else metrics.rouge_words
-        cuts = {"": words} | ({"_stemmed": metrics.rouge_stems} if "en" in self.config.languages and not sole else {})
+        english = self.config.languages == ["en"]
+        words = (lambda text: [c for c in text if not c.isspace()]) if sole else metrics.rouge_words if english else plain_words
+        cuts = {"": words} | ({"_stemmed": metrics.rouge_stems} if english else {})
         figures: dict[str, float | str] = {"pairs": len(examples)}
         for prefix, texts in answers.items():
             for suffix, cut in cuts.items():
@@ -362,9 +377,10 @@ def _whole(name: str, value: Any) -> int | None:
         return None
     try:
         number = int(value)
-    except (TypeError, ValueError, OverflowError):  # OverflowError: of infinity
-        number = 0
-    if number < 1 or number != float(value):
+        is_whole = number == float(value)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: of infinity, or of an int beyond all floats
+        is_whole = False
+    if not is_whole or number < 1:
         raise InputError(f"{name} = {value}: must be a whole number of at least 1")
     return number
 
