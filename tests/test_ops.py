@@ -591,15 +591,6 @@ def test_ops_say_what_is_wrong() -> None:
             copy()
 
 
-def test_asarray_turns_the_bytes_of_foreign_numbers(rng: np.random.Generator) -> None:
-    for dtype in ("float32", "float64", "int64", "uint64"):
-        given = rng.integers(0, 9, 3).astype(dtype)
-        taken = ops.asarray(given.astype(given.dtype.newbyteorder(">")))
-        assert taken.dtype == dtype
-        assert taken.dtype.isnative
-        np.testing.assert_array_equal(taken, given)
-
-
 def test_arena_arrays_outlive_their_call_and_are_aligned(dtype: str) -> None:
     arrays = [ops.empty((n,), dtype) for n in (1, 7, 1000, 100000)]
     for value, array in enumerate(arrays):

@@ -1,4 +1,5 @@
-"""What goes another way than the other sizes and numbers: results past the caches, one step of one row, infinite logits."""
+"""What goes another way than the other sizes and numbers: results past the caches, one step of one row, infinite logits,
+foreign byte orders."""
 
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 import reference
 from op_cases import INFINITE, cast
-from rheme import _core
+from rheme import _core, ops
 from test_ops import close, lstm_arguments, run_cross_entropy, run_lstm
 
 
@@ -107,6 +108,15 @@ def test_one_step_of_one_row_has_the_bits_of_a_batch(directions: int, isa: str, 
         single = run_lstm(_core, given | once, {name: g[:, :1].copy() for name, g in twice.items()}, False, True)[1][3:]
         for a, b in zip(pair, single, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_asarray_turns_the_bytes_of_foreign_numbers(rng: np.random.Generator) -> None:
+    for dtype in ("float32", "float64", "int64", "uint64"):
+        given = rng.integers(0, 9, 3).astype(dtype)
+        taken = ops.asarray(given.astype(given.dtype.newbyteorder(">")))
+        assert taken.dtype == dtype
+        assert taken.dtype.isnative
+        np.testing.assert_array_equal(taken, given)
 
 
 def test_gaussian_kl_streamed_has_the_bits_of_a_part(isa: str, rng: np.random.Generator) -> None:
