@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -256,31 +255,6 @@ def score(texts: tuple[str, ...], model: str | None, as_json: bool, device: str,
                 click.echo(f"{result.extra['nats']:.2f} nats  {result.score:.2f}{flag}  {result.text}")
 
 
-def _validations(journal: Path) -> list[dict[str, Any]]:
-    """The validations of a training's journal, without a last line that was not written to its end.
-
-    InputError for another line that is no JSON object, and for a validation that does not tell its step.
-    """
-    found, lines = [], journal.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{journal}:{number}: not JSON: {error}") from None
-        if not isinstance(entry, dict):
-            raise InputError(f"{journal}:{number}: expected a JSON object")
-        if "valid_loss" not in entry:
-            continue
-        if not isinstance(entry.get("step"), int):
-            raise InputError(f"{journal}:{number}: a validation without its step")
-        found.append(entry)
-    return found
-
-
 @click.command("doctor")
 @click.argument("model_folder", required=False, metavar="[MODEL]")
 @click.option("--data", "data_files", multiple=True, metavar="FILE", help="Sentences to examine it on.")
@@ -291,7 +265,10 @@ def doctor_command(
     model_folder: str | None, data_files: tuple[str, ...], plot: str | None, threads: int | None, as_json: bool
 ) -> None:
     """Say whether a text VAE uses its latent code."""
+    from pathlib import Path
+
     from rheme import doctor
+    from rheme.training.progress import Journal
 
     task = open_task(None if model_folder else "generation", model_folder, threads, "cpu")
     examine = getattr(task, "examine", None)
@@ -301,7 +278,7 @@ def doctor_command(
     if plot and not (model_folder and journal.exists()):
         raise InputError(f"{journal}: no figures of a training to draw")
     figures, diagnosis = examine(task.read(list(data_files)) if data_files else None)
-    if plot and doctor.draw(_validations(journal), plot) is None:
+    if plot and doctor.draw(Journal(journal).validations(), plot) is None:
         raise InputError(f"{plot}: nothing drawn: there are no figures of a code, or matplotlib is missing (rheme[plot])")
     if as_json:
         plain = {"state": diagnosis.state, "cause": diagnosis.cause, "remedy": diagnosis.remedy}

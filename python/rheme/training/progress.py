@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
+from rheme.errors import InputError
 from rheme.training.checkpoints import writing
 
 Echo = Callable[[str], None]
@@ -150,11 +151,28 @@ class Journal:
             os.replace(temporary, self.path)
 
     def validations(self) -> list[dict[str, Any]]:
-        """The entries of validations, oldest first."""
-        if not self.path.exists():
-            return []
-        entries = [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()]
-        return [entry for entry in entries if "valid_loss" in entry]
+        """The entries of validations, oldest first, without a last line that was not written to its end.
+
+        InputError for another line that is no JSON object, and for a validation that does not tell its step.
+        """
+        found, lines = [], self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise InputError(f"{self.path}:{number}: not JSON: {error}") from None
+            if not isinstance(entry, dict):
+                raise InputError(f"{self.path}:{number}: expected a JSON object")
+            if "valid_loss" not in entry:
+                continue
+            if not isinstance(entry.get("step"), int):
+                raise InputError(f"{self.path}:{number}: a validation without its step")
+            found.append(entry)
+        return found
 
     def write(self, entry: Mapping[str, Any]) -> None:
         line = msgspec.json.encode(entry) + b"\n"
