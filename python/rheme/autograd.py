@@ -224,7 +224,7 @@ def _run(node: _Node) -> None:
         if [tensor.version for tensor in node.inputs if tensor is not None] != node.versions:
             raise RhemeError("backward: a tensor was updated in place after the forward pass had used it; compute it again")
         grads = node.backward(*node.grads)
-        if not isinstance(grads, tuple | list):
+        if not isinstance(grads, (tuple, list)):
             raise RhemeError(f"backward of a recorded op gave a {type(grads).__name__}, not a tuple of gradients")
         if len(grads) != len(node.inputs):
             raise RhemeError(f"backward of a recorded op gave {len(grads)} gradients for {len(node.inputs)} inputs")

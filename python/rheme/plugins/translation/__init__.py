@@ -205,7 +205,8 @@ class Translation(Task):
 
     def training_items(self, examples: Sequence[tuple[str, str]]) -> list[Item]:
         """With `short_copies` of the short pairs and `number_copies` of those whose numbers can be redrawn."""
-        items = self.encode_all([*examples, *short_pairs(examples, self.config.short_copies - 1)])
+        copies = self.config.short_copies - 1
+        items = self.encode_all([*examples, *short_pairs(examples, copies)] if copies else examples)
         more = self.config.number_copies - 1
         if not more and not self.config.name_share:
             return items
